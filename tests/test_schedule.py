@@ -136,10 +136,15 @@ def test_spacings_are_their_formulas(spacing, S):
 
 
 @settings(max_examples=200, deadline=None)
-@given(T=st.integers(2, 300), share=st.floats(0, 1), spacing=st.sampled_from(SPACINGS))
-def test_spacings_are_distinct_and_in_range(T, share, spacing):
+@given(
+    T=st.integers(2, 300),
+    share=st.floats(0, 1),
+    spacing=st.sampled_from(SPACINGS),
+    kind=st.sampled_from([NoiseSchedule.linear, NoiseSchedule.cosine]),
+)
+def test_spacings_are_distinct_and_in_range(T, share, spacing, kind):
     S = 2 + round(share * (T - 2))
-    a = NoiseSchedule.linear(T)
+    a = kind(T)
     step = a.steps(S, spacing)
     assert len(step) == S
     assert (step.diff() > 0).all()
@@ -175,6 +180,10 @@ def test_tables_cannot_be_corrupted_through_their_copies():
     source = torch.tensor([0.1, 0.2], dtype=torch.float64)
     b = NoiseSchedule.from_betas(source)
     source[0] = 0.9
+    log_alpha_bar = b.log_alpha_bar
+    c = NoiseSchedule(log_alpha_bar)
+    log_alpha_bar[1] = -0.001
+    assert c == b
     assert b == NoiseSchedule.from_betas([0.1, 0.2])
 
 
