@@ -39,7 +39,7 @@ class Gaussian:
     def sample(self, generator: torch.Generator) -> Tensor:
         """mean + √variance·z with z ~ N(0, I); where the one variance is 0, no noise is drawn.
 
-        Book:
+        Book: (T.29).
         """
         if self._is_one_number() and self.variance.item() == 0:
             return self.mean.clone()
@@ -51,7 +51,7 @@ class Gaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """log density at x in nats, summed over all but the batch: shape (B,).
 
-        Book:
+        Book: (T.3).
         Raises:
             ValueError: if a variance is 0: a point has no density.
         """
@@ -66,7 +66,7 @@ class Gaussian:
 
         Per coordinate: ½(r − 1 − log r) + (mean − mean')²/(2·variance'), r = variance/variance'.
 
-        Book:
+        Book: (T.23), (T.24).
         Raises:
             ValueError: if a variance is 0.
         """
@@ -107,7 +107,7 @@ class Prediction:
     def v(self) -> Tensor:
         """v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0.
 
-        Book:
+        Book: (4.45).
         Source: Salimans and Ho, arXiv 2202.00512.
         """
         return self.signal * self.eps - self.noise * self.x0
@@ -116,7 +116,7 @@ class Prediction:
     def score(self) -> Tensor:
         """∇ log p_t(x_t) = −ε/√(1−ᾱ_t), where ε stands for E[ε | x_t].
 
-        Book:
+        Book: (4.44).
         """
         return -self.eps / self.noise
 
@@ -156,7 +156,7 @@ class GaussianDiffusion:
     def transition(self, x_s: Tensor, t: Step, s: Step) -> Gaussian:
         """q(x_t | x_s) = N(√(ᾱ_t/ᾱ_s)·x_s, (1 − ᾱ_t/ᾱ_s)·I) for 0 ≤ s < t ≤ T.
 
-        Book:
+        Book: (2.3), (3.23).
         Paper: DDPM Eq. 2 (for s = t−1).
         Raises:
             ValueError: if a step is out of range or s is not below t.
@@ -169,7 +169,7 @@ class GaussianDiffusion:
     def marginal(self, x0: Tensor, t: Step) -> Gaussian:
         """q(x_t | x_0) = N(√ᾱ_t·x_0, (1 − ᾱ_t)·I) for 0 ≤ t ≤ T; at t = 0 the variance is 0.
 
-        Book:
+        Book: (3.10).
         Paper: DDPM Eq. 4.
         Raises:
             ValueError: if t is out of range.
@@ -180,7 +180,7 @@ class GaussianDiffusion:
     def q_sample(self, x0: Tensor, t: Step, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε for the ε that is given, 0 ≤ t ≤ T.
 
-        Book:
+        Book: (3.14).
         Paper: DDPM, the argument of ε_θ in Eq. 14.
         Raises:
             ValueError: if t is out of range or the noise has another shape than x0.
@@ -202,7 +202,7 @@ class GaussianDiffusion:
         η = 1 is the posterior of the Markov chain at any stride; η = 0 is DDIM. The mean is
         evaluated as c_0·x_0 + c_t·x_t in a form without cancellation (see `_posterior_weights`).
 
-        Book:
+        Book: (4.10), (4.12), (4.18).
         Paper: DDPM Eqs. 6 and 7 (η = 1, s = t−1); DDIM Eq. 7, and Eq. 16 for σ(η).
         Raises:
             ValueError: if a step is out of range, s is not below t, or η is outside [0, 1].
@@ -248,7 +248,7 @@ class GaussianDiffusion:
         v: x̂_0 = √ᾱ_t·x_t − √(1−ᾱ_t)·v̂ and ε̂ = √(1−ᾱ_t)·x_t + √ᾱ_t·v̂.
         With clip = (low, high), x̂_0 is clamped and ε̂ is re-derived from it, here and nowhere else.
 
-        Book:
+        Book: (4.21), (4.46), (4.48).
         Raises:
             ValueError: if t is out of range, the output's shape does not fit, clip is not an
                 interval, or ε is asked for x̂_0 at a step with ᾱ_t = 0.
@@ -287,8 +287,8 @@ class GaussianDiffusion:
         family q_σ: it does not keep the marginals. `learned` at s = 0, where β̃ = 0 has no
         logarithm, takes the smallest positive β̃ of the chain in its place (β_1 if T = 1).
 
-        Book:
-        Paper: DDPM Eqs. 1 and 11; Improved DDPM Eq. 15; DDIM Eq. 12.
+        Book: (4.23), (4.49).
+        Paper: DDPM Eqs. 1 and 11; Improved DDPM section 3.1; DDIM Eq. 12.
         Raises:
             ValueError: as `predict` and `posterior`, or if η ≠ 1 meets `beta` or `learned`.
         """

@@ -55,8 +55,8 @@ class NoiseSchedule:
         The default ends are those that Ho et al. (2020) chose for T = 1000. They are *not*
         rescaled with T: a shorter chain with the same ends leaves signal in x_T.
 
-        Book:
-        Source: DDPM, arXiv 2006.11239, section 4.
+        Book: (2.18).
+        Paper: DDPM section 4.
         Raises:
             ValueError: if T < 1 or an end lies outside (0, 1).
         """
@@ -69,8 +69,8 @@ class NoiseSchedule:
         f(T) = 0 would make β_T = 1. Where β is clipped, ᾱ is re-derived from the clipped β, so
         that the schedule stays one chain.
 
-        Book:
-        Source: Improved DDPM, arXiv 2102.09672, Eq. 17.
+        Book: (2.19), (2.20).
+        Paper: Improved DDPM Eq. 17.
         Raises:
             ValueError: if T < 1, the offset is not positive, or beta_max lies outside (0, 1).
         """
@@ -89,7 +89,7 @@ class NoiseSchedule:
     def from_betas(cls, betas: FloatSequence) -> NoiseSchedule:
         """ᾱ_t = ∏_{k≤t} (1 − β_k), from β_1..β_T (length T: there is no β_0 in the list).
 
-        Book:
+        Book: (2.15).
         Raises:
             ValueError: if the list is empty, or an entry is not finite or outside (0, 1).
         """
@@ -144,7 +144,7 @@ class NoiseSchedule:
     def alpha_bar(self) -> Tensor:
         """ᾱ_t = ∏_{k≤t} α_k, the share of the data's variance that is left at step t.
 
-        Book:
+        Book: (2.15), (3.9).
         """
         return self._log_alpha_bar.exp()
 
@@ -152,7 +152,7 @@ class NoiseSchedule:
     def one_minus_alpha_bar(self) -> Tensor:
         """1 − ᾱ_t, the variance of the noise in x_t, without cancellation.
 
-        Book:
+        Book: (2.16).
         """
         return one_minus_exp(self._log_alpha_bar)
 
@@ -160,7 +160,7 @@ class NoiseSchedule:
     def alpha(self) -> Tensor:
         """α_t = 1 − β_t = ᾱ_t/ᾱ_{t−1}; α_0 = 1.
 
-        Book:
+        Book: (2.1).
         """
         return torch.cat([torch.ones(1, dtype=torch.float64), self._log_alpha_bar.diff().exp()])
 
@@ -168,7 +168,7 @@ class NoiseSchedule:
     def beta(self) -> Tensor:
         """β_t = 1 − ᾱ_t/ᾱ_{t−1}, the variance of the noise that step t adds; β_0 = 0.
 
-        Book:
+        Book: (2.1), (2.20).
         """
         step = one_minus_exp(self._log_alpha_bar.diff())
         return torch.cat([torch.zeros(1, dtype=torch.float64), step])
@@ -177,7 +177,7 @@ class NoiseSchedule:
     def snr(self) -> Tensor:
         """ᾱ_t/(1 − ᾱ_t), the signal-to-noise ratio; infinite at t = 0.
 
-        Book:
+        Book: (2.17), (3.18).
         """
         return self.alpha_bar / self.one_minus_alpha_bar
 
@@ -187,7 +187,7 @@ class NoiseSchedule:
 
         β̃_0 = β̃_1 = 0: given x_0, nothing is left to be uncertain about.
 
-        Book:
+        Book: (4.10).
         Paper: DDPM Eq. 7.
         """
         noise = self.one_minus_alpha_bar
@@ -232,6 +232,9 @@ class NoiseSchedule:
         With the kept steps τ_1 < … < τ_S, the new chain has ᾱ'_i = ᾱ_{τ_i}, hence
         β'_i = 1 − ᾱ_{τ_i}/ᾱ_{τ_{i−1}}, τ_0 = 0. `timesteps` of the result holds τ_0..τ_S in the
         numbering of the original chain, which is what a denoiser must be called with.
+
+        Book: (3.23), (4.17).
+        Paper: Improved DDPM section 4.
 
         Args:
             steps: increasing step numbers in 1..T, or how many of them together with `spacing`.
