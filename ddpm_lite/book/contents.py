@@ -1,0 +1,148 @@
+"""The tables that README.md and the start page draw from book.toml, and the index of equations.
+
+A page is written by people; between `<!-- contents -->` and `<!-- /contents -->` (or `paths`, or
+`totals`) stands what the press puts there, and a test holds it in step.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from ddpm_lite.book import BookError, equations, index
+from ddpm_lite.book.files import write_whole
+from ddpm_lite.book.manifest import Book, Chapter, ReadingPath
+
+
+def pages(book: Book) -> dict[Path, str]:
+    """Every page that the press writes, wholly or between markers, as it should be."""
+    made = {
+        page: fill(page, _sections(book, page.parent == book.root))
+        for page in (book.root / "README.md", book.start_page)
+    }
+    readings = equations.read_book(book)
+    return made | {book.generated: index.page(book, readings, index.implementations(book))}
+
+
+def write(book: Book) -> list[Path]:
+    """Bring the pages up to date; which of them changed."""
+    return [path for path, text in pages(book).items() if write_whole(path, text)]
+
+
+def problems(book: Book) -> list[str]:
+    """Pages that are not what the press would write."""
+    return [
+        f"{path.relative_to(book.root)} is not in step: `python -m ddpm_lite book contents`"
+        for path, text in pages(book).items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def fill(path: Path, sections: dict[str, Callable[[], str]]) -> str:
+    """The text of `path` with every marked section that it has renewed."""
+    if not path.is_file():
+        raise BookError(f"{path.name} does not exist")
+    text = path.read_text(encoding="utf-8")
+    for name, make in sections.items():
+        opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if (text.count(opening), text.count(closing)) not in ((0, 0), (1, 1)):
+            raise BookError(f"{path.name}: {opening} and {closing} must stand there once each")
+        text = re.sub(
+            f"{opening}.*?{closing}",
+            lambda _: f"{opening}\n{make()}\n{closing}",  # noqa: B023
+            text,
+            flags=re.DOTALL,
+        )
+    if "<!-- contents -->" not in text:
+        raise BookError(
+            f"{path.name} has no place for the contents: <!-- contents --> <!-- /contents -->"
+        )
+    return text
+
+
+def _sections(book: Book, from_root: bool) -> dict[str, Callable[[], str]]:
+    folder = "chapters/" if from_root else ""
+    return {
+        "contents": lambda: _contents(book, folder),
+        "paths": lambda: _paths(book, folder),
+        "totals": lambda: _totals(book),
+    }
+
+
+def _contents(book: Book, folder: str) -> str:
+    lines = []
+    for part in book.parts:
+        lines += [
+            f"**{part.title}**",
+            "",
+            "| Chapter | You will | You need | Reading | Exercises |",
+            "|---|---|---|---|---|",
+            *(_row(book, c, folder) for c in book.chapters if c.part == part.title),
+            "",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f"[Index of equations]({folder}equations.md): what checks each, which function it is.",
+        ]
+    )
+
+
+def _row(book: Book, chapter: Chapter, folder: str) -> str:
+    count = len(chapter.exercises)
+    exercises = (
+        f"{count}, {_plural(chapter.points, 'point')}, {duration(chapter.minutes_exercises)}"
+        if count
+        else "–"
+    )
+    cells = (
+        f"[{chapter.heading}]({folder}{chapter.file}.ipynb)",
+        "; ".join(chapter.goals),
+        ", ".join(book.chapter(number).short for number in chapter.needs) or "–",
+        duration(chapter.minutes_reading),
+        exercises,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _paths(book: Book, folder: str) -> str:
+    lines = ["| If you have | Read, in this order | It takes |", "|---|---|---|"]
+    for path in book.paths:
+        names = ", ".join(f"[{c.title}]({folder}{c.file}.ipynb)" for c in _on(book, path))
+        lines.append(
+            f"| {path.title} | {names}{', with the exercises' if path.exercises else ''} "
+            f"| {_length(book, path)} |"
+        )
+    return "\n".join(lines)
+
+
+def _on(book: Book, path: ReadingPath) -> list[Chapter]:
+    return [next(c for c in book.chapters if c.number == number) for number in path.chapters]
+
+
+def _length(book: Book, path: ReadingPath) -> str:
+    minutes = sum(c.minutes_reading + path.exercises * c.minutes_exercises for c in _on(book, path))
+    return duration(minutes) + (
+        f", {duration(round(minutes / path.weeks))} a week" if path.weeks else ""
+    )
+
+
+def _totals(book: Book) -> str:
+    exercises = [e for c in book.chapters for e in c.exercise_data]
+    return (
+        f"{len(book.chapters)} chapters, {len(exercises)} exercises worth "
+        f"{_plural(sum(e.points for e in exercises), 'point')}, about "
+        f"{duration(sum(c.minutes_reading for c in book.chapters))} of reading and "
+        f"{duration(sum(c.minutes_exercises for c in book.chapters))} of exercises."
+    )
+
+
+def duration(minutes: int) -> str:
+    """ "50 min" or "1 h 20 min"."""
+    hours, rest = divmod(minutes, 60)
+    return " ".join(
+        filter(None, (f"{hours} h" if hours else "", f"{rest} min" if rest or not hours else ""))
+    )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

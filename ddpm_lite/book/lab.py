@@ -1,0 +1,81 @@
+"""`book read`: JupyterLab on the reader's copy, with the settings that the book ships.
+
+Nothing is written to the reader's own Jupyter settings, and what they set there still holds: the
+book's settings are defaults in a folder of their own, and the window's layout is kept in the copy.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import nbformat
+from nbformat.sign import NotebookNotary
+
+from ddpm_lite.book import BookError
+from ddpm_lite.book.execute import library_path
+
+SETTINGS = Path(__file__).with_name("lab")
+GRACE = 10  # seconds for the kernels to end by themselves
+VARIABLES = {
+    "PYTHONPATH": library_path(),  # a kernel finds ddpm_lite, installed or not
+    "JUPYTER_PREFER_ENV_PATH": "1",  # "Python 3" is this environment's, whatever the user's is
+}
+
+
+def command(folder: Path, extra: list[str]) -> list[str]:
+    """The command line that opens JupyterLab in `folder`, on its start page."""
+    traits = {
+        "ServerApp.root_dir": folder,
+        "LabApp.default_url": "/lab/tree/START.md",
+        "LabApp.app_settings_dir": SETTINGS,
+        "LabApp.workspaces_dir": folder / ".lab" / "workspaces",  # not the layout of other work
+        "LabApp.news_url": None,  # no questions, no requests
+        "LabApp.check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate",
+        "ServerApp.answer_yes": True,  # Ctrl-C quits at once
+        "ServerApp.log_level": "WARN",  # the address is still shown
+    }
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in most containers
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        *(f"--{name}={value}" for name, value in traits.items()),
+        *(["--allow-root"] if root else []),
+        *extra,
+    ]
+
+
+def trust(paths: Iterable[Path]) -> None:
+    """Sign notebooks that were handed out just now, so that their stored HTML is shown as made."""
+    notary = NotebookNotary()
+    for path in paths:
+        if path.suffix == ".ipynb":
+            notary.sign(nbformat.read(path, as_version=4))
+
+
+def serve(folder: Path, extra: list[str]) -> int:
+    """Run JupyterLab until it is interrupted."""
+    print(
+        "JupyterLab opens in your browser. Save there what you want to keep; Ctrl-C here ends it.",
+        flush=True,
+    )
+    try:
+        server = subprocess.Popen(command(folder, extra), env=os.environ | VARIABLES)
+    except OSError as error:
+        raise BookError(f"JupyterLab did not start: {error}") from None
+    while True:
+        try:
+            return server.wait()
+        except (
+            KeyboardInterrupt
+        ):  # the server had it too, if it came from the keyboard: let it close
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    try:
+        server.wait(timeout=GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        server.terminate()
