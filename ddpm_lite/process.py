@@ -39,7 +39,7 @@ class Gaussian:
     def sample(self, generator: torch.Generator) -> Tensor:
         """mean + √variance·z with z ~ N(0, I); where the one variance is 0, no noise is drawn.
 
-        Book: (T.29).
+        Book: (2.2), (T.29).
         """
         if self._is_one_number() and self.variance.item() == 0:
             return self.mean.clone()
@@ -66,7 +66,7 @@ class Gaussian:
 
         Per coordinate: ½(r − 1 − log r) + (mean − mean')²/(2·variance'), r = variance/variance'.
 
-        Book: (T.23), (T.24).
+        Book: (2.23), (T.24).
         Raises:
             ValueError: if a variance is 0.
         """
@@ -156,7 +156,7 @@ class GaussianDiffusion:
     def transition(self, x_s: Tensor, t: Step, s: Step) -> Gaussian:
         """q(x_t | x_s) = N(√(ᾱ_t/ᾱ_s)·x_s, (1 − ᾱ_t/ᾱ_s)·I) for 0 ≤ s < t ≤ T.
 
-        Book: (2.3), (3.23).
+        Book: (2.3), (3.7), (3.23), (3.25).
         Paper: DDPM Eq. 2 (for s = t−1).
         Raises:
             ValueError: if a step is out of range or s is not below t.

@@ -69,7 +69,7 @@ class NoiseSchedule:
         f(T) = 0 would make β_T = 1. Where β is clipped, ᾱ is re-derived from the clipped β, so
         that the schedule stays one chain.
 
-        Book: (2.19), (2.20).
+        Book: (2.19), (2.20), (2.21).
         Paper: Improved DDPM Eq. 17.
         Raises:
             ValueError: if T < 1, the offset is not positive, or beta_max lies outside (0, 1).
@@ -137,7 +137,10 @@ class NoiseSchedule:
 
     @property
     def log_alpha_bar(self) -> Tensor:
-        """log ᾱ_t, float64 (T+1,)."""
+        """log ᾱ_t, float64 (T+1,): the table that the library computes with.
+
+        Book: (3.35).
+        """
         return self._log_alpha_bar.clone()
 
     @property
@@ -152,7 +155,7 @@ class NoiseSchedule:
     def one_minus_alpha_bar(self) -> Tensor:
         """1 − ᾱ_t, the variance of the noise in x_t, without cancellation.
 
-        Book: (2.16).
+        Book: (2.16), (3.17).
         """
         return one_minus_exp(self._log_alpha_bar)
 
