@@ -161,6 +161,7 @@ def test_references_in_comments_count_and_strings_do_not(book):
         ("c, d = divmod(a, b)\nclaim('3.2', c, d)", False),
         ("c, d = divmod(a, b)\nclaim('3.2', d, divmod(a, b)[1])", True),
         ("c = a\nc = 2 * c\nclaim('3.2', c, a)", False),
+        ("c = a\nfor _ in range(3):\n    c = c / 2\nclaim('3.2', c, a)", False),
         ("for c in (a, b):\n    claim('3.2', c, c)", True),
         ("c, d = [], []\nc.append(a)\nd.append(b)\nclaim('3.2', c, d)", False),
         ("c = torch.zeros(2)\nd = torch.zeros(2)\nc[0] = 1\nclaim('3.2', c, d)", False),

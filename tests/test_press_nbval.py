@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import tiny_book
@@ -10,15 +11,7 @@ from ddpm_lite.book import pairs
 from ddpm_lite.book.execute import ANSI
 from ddpm_lite.book.pytest_summary import compared_text, count_numbers
 
-CONFTEST = """\
-import pytest
-
-from ddpm_lite.book.pytest_summary import ChapterSummary
-
-
-def pytest_configure(config):
-    config.pluginmanager.register(ChapterSummary(), "ddpm_lite chapters")
-"""
+CONFTEST = Path(__file__).parents[1] / "chapters" / "conftest.py"
 IGNORED = """
 # %% tags=["nbval-ignore-output"]
 import time
@@ -38,7 +31,7 @@ def template(tmp_path_factory):
 def chapter(template, tmp_path):
     book = tiny_book.make(tmp_path / "book", tiny_book.CHAPTER + IGNORED)
     book.chapters[0].notebook.write_bytes(template.chapters[0].notebook.read_bytes())
-    (book.root / "chapters" / "conftest.py").write_text(CONFTEST, encoding="utf-8")
+    (book.root / "chapters" / "conftest.py").write_bytes(CONFTEST.read_bytes())
     (book.root / "pytest.ini").write_text(
         "[pytest]\naddopts = --nbval-current-env\nfilterwarnings = error\n"
     )

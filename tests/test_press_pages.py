@@ -1,9 +1,12 @@
 """The index of equations, the generated tables, and the links between pages."""
 
+import base64
+
+import nbformat
 import pytest
 import tiny_book
 
-from ddpm_lite.book import BookError, contents, equations, index, links, manifest
+from ddpm_lite.book import BookError, contents, equations, index, links, manifest, pairs
 
 LIBRARY = '''"""A module.
 
@@ -90,6 +93,26 @@ def test_generated_pages_are_in_step_until_something_changes(book):
     assert len(contents.problems(manifest.load(book.root))) == 2
     tiny_book.edit(book.chapters[0].source, "## 3.1 A sum", "## 3.1 Sums")
     assert len(contents.problems(manifest.load(book.root))) == 3
+
+
+def test_the_cover_is_the_first_picture_of_its_chapter(book):
+    tiny_book.edit(book.root / "book.toml", "[book]\n", '[book]\ncover = "3"\n')
+    covered = manifest.load(book.root)
+    notebook = pairs.read_script(covered.chapters[0].source)
+    cell = pairs.code_cells(notebook)[0]
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/plain": "no picture"})]
+    pairs.write_notebook(covered.chapters[0].notebook, notebook)
+    with pytest.raises(BookError, match="holds no picture"):
+        contents.problems(covered)
+    for picture in (b"the first", b"another"):
+        data = {"image/png": base64.b64encode(picture).decode()}
+        cell.outputs = [nbformat.v4.new_output("display_data", data)]
+        pairs.write_notebook(covered.chapters[0].notebook, notebook)
+        (problem,) = contents.problems(covered)
+        assert "cover.png is not in step" in problem
+        contents.write(covered)
+        assert covered.cover_picture.read_bytes() == picture
+        assert contents.problems(covered) == []
 
 
 def _tables(book):

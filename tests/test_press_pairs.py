@@ -203,6 +203,17 @@ def test_a_script_of_another_form_is_refused(chapter, old, new, complaint):
         pairs.read_script(chapter.source)
 
 
+def test_a_tagged_cell_is_folded_and_the_script_knows_only_the_tag(chapter):
+    """The reader meets the picture first; one click shows the code that made it."""
+    tiny_book.edit(chapter.source, "# %%\nfrom", '# %% tags=["hide-input"]\nfrom')
+    execute.press(chapter)
+    notebook = pairs.read_notebook(chapter.notebook)
+    folded = [cell.metadata.get("jupyter") for cell in pairs.code_cells(notebook)]
+    assert folded == [{"source_hidden": True}, None]
+    assert pairs.script_of(notebook) == chapter.source.read_text(encoding="utf-8")
+    assert problems(chapter) == []
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")

@@ -139,6 +139,16 @@ def test_a_reader_who_takes_the_new_edition_is_up_to_date_again(book, mine):
     assert source(mine / NAME) == "third"
 
 
+def test_a_reader_who_undoes_their_changes_gets_the_new_edition(book, mine):
+    original = source(mine / NAME)
+    edit_cell(mine / NAME, "my answer")
+    new_edition(book, "second")
+    readers.copy(book, mine)
+    edit_cell(mine / NAME, original)
+    assert readers.copy(book, mine).refreshed == [NAME]
+    assert source(mine / NAME) == "second"
+
+
 def test_the_readers_own_module_grows_beside_theirs(book, mine):
     (mine / "my_ddpm.py").write_text("def alpha_bars(betas): return betas\n")
     (book.root / "chapters" / "my_ddpm.py").write_text("def alpha_bars(betas): ...\n# more\n")

@@ -1,39 +1,52 @@
-"""The tables that README.md and the start page draw from book.toml, and the index of equations.
+"""What the press writes besides notebooks: tables in pages, the index of equations, the cover.
 
 A page is written by people; between `<!-- contents -->` and `<!-- /contents -->` (or `paths`, or
 `totals`) stands what the press puts there, and a test holds it in step.
 """
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_lite.book import BookError, equations, index
+from ddpm_lite.book import BookError, equations, index, pairs
 from ddpm_lite.book.files import write_whole
 from ddpm_lite.book.manifest import Book, Chapter, ReadingPath
 
 
-def pages(book: Book) -> dict[Path, str]:
-    """Every page that the press writes, wholly or between markers, as it should be."""
+def pages(book: Book) -> dict[Path, bytes]:
+    """Every file that the press writes, wholly or between markers, as it should be."""
     made = {
-        page: fill(page, _sections(book, page.parent == book.root))
+        page: fill(page, _sections(book, page.parent == book.root)).encode()
         for page in (book.root / "README.md", book.start_page)
     }
     readings = equations.read_book(book)
-    return made | {book.generated: index.page(book, readings, index.implementations(book))}
+    made[book.generated] = index.page(book, readings, index.implementations(book)).encode()
+    if book.cover:
+        made[book.cover_picture] = first_picture(book.chapter(book.cover))
+    return made
+
+
+def first_picture(chapter: Chapter) -> bytes:
+    """The first picture among a chapter's stored outputs, as PNG."""
+    for cell in pairs.code_cells(pairs.read_notebook(chapter.notebook)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output.data["image/png"])
+    raise BookError(f"{chapter.file}.ipynb holds no picture: press it first")
 
 
 def write(book: Book) -> list[Path]:
     """Bring the pages up to date; which of them changed."""
-    return [path for path, text in pages(book).items() if write_whole(path, text)]
+    return [path for path, content in pages(book).items() if write_whole(path, content)]
 
 
 def problems(book: Book) -> list[str]:
     """Pages that are not what the press would write."""
     return [
         f"{path.relative_to(book.root)} is not in step: `python -m ddpm_lite book contents`"
-        for path, text in pages(book).items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
+        for path, content in pages(book).items()
+        if not path.is_file() or path.read_bytes() != content
     ]
 
 

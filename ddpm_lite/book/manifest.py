@@ -107,6 +107,12 @@ class Book:
     paths: tuple[ReadingPath, ...]
     papers: tuple[Paper, ...]
     root: Path
+    cover: str = ""  # the number of the chapter whose first picture is the book's
+
+    @property
+    def cover_picture(self) -> Path:
+        """The picture that README.md shows, copied by the press out of the cover's chapter."""
+        return self.root / "chapters" / "figures" / "cover.png"
 
     @property
     def generated(self) -> Path:

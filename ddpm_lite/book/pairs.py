@@ -34,6 +34,7 @@ HEADER = """\
 #     name: python3
 # ---
 """
+FOLDED = "hide-input"  # a cell with this tag opens in JupyterLab with its code folded away
 RECORD = "ddpm_lite"  # the notebook metadata in which the press keeps its record
 
 
@@ -60,6 +61,8 @@ def read_script(path: Path) -> NotebookNode:
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": script.metadata["kernelspec"]})
     for cell in script.cells:
         kept = {key: cell.metadata[key] for key in ("tags", "nbgrader") if key in cell.metadata}
+        if FOLDED in kept.get("tags", []):
+            kept["jupyter"] = {"source_hidden": True}
         make = {
             "code": nbformat.v4.new_code_cell,
             "markdown": nbformat.v4.new_markdown_cell,
