@@ -1,0 +1,44 @@
+"""Your own diffusion library, which grows from chapter to chapter.
+
+Replace each `raise NotImplementedError` by your code when the exercise that it names asks for it.
+The chapters load this file afresh at every check, so saving it is enough. Nothing else in the book
+depends on it.
+
+Everywhere: t is an int that counts 0..T as on paper, and alpha_bar is a tensor of T + 1 numbers,
+alpha_bar[t] = ᾱ_t, with alpha_bar[0] = 1 for clean data. x, x0 and noise are tensors of one shape.
+"""
+
+import torch  # noqa: F401 (you will need it)
+
+# ---- Chapter 2: the forward process ----------------------------------------------------------------
+
+
+def alpha_bars(betas):
+    """Exercise 2.4: from the tensor β_1..β_T, the tensor ᾱ_0..ᾱ_T, which has one entry more."""
+    raise NotImplementedError("your turn")
+
+
+def forward_step(x, t, noise, alpha_bar):
+    """Exercise 2.6: x_t from x = x_{t−1} and the given noise, for 1 ≤ t ≤ T."""
+    raise NotImplementedError("your turn")
+
+
+# ---- Chapter 3: the one-step marginal --------------------------------------------------------------
+
+
+def q_sample(x0, t, noise, alpha_bar):
+    """Exercise 3.3: x_t in one jump from x_0 and the given noise, for 0 ≤ t ≤ T."""
+    raise NotImplementedError("your turn")
+
+
+# ---- Chapter 4: the posterior ----------------------------------------------------------------------
+
+
+def x0_from_eps(x_t, t, eps, alpha_bar):
+    """Exercise 4.8: the clean data that x_t came from, if eps is the noise in it, for 1 ≤ t ≤ T."""
+    raise NotImplementedError("your turn")
+
+
+def posterior(x_t, x0, t, s, alpha_bar):
+    """Exercise 4.2: the pair (mean, variance) of q(x_s | x_t, x_0), for 0 ≤ s < t ≤ T."""
+    raise NotImplementedError("your turn")
