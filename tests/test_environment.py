@@ -126,6 +126,16 @@ def test_a_change_of_what_it_is_built_from_updates_it_in_place(house, name):
     assert house.build() == (0, "")
 
 
+def test_an_update_that_broke_off_is_not_trusted(house):
+    house.build()
+    with (house.folder / "constraints.txt").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    assert house.build(FAKE_PIP="exit 1")[0] == 1
+    house.calls()
+    assert house.build()[0] == 0
+    assert house.calls()[0] == "venv"
+
+
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
@@ -244,6 +254,9 @@ def test_the_build_of_pytorch(house):
 
     house.program("nvidia-smi", "#!/bin/sh\necho 'No devices were found'\n")
     assert house.build() == (0, "")  # once built it stays, whatever the driver says today
+    shutil.rmtree(house.venv)
+    house.build()
+    assert house.calls()[2].endswith("torch==2.13.0+cpu")
 
 
 # A pip whose index has no CPU build of PyTorch; PyTorch's own index is asked with --index-url.
@@ -257,6 +270,13 @@ def test_the_cpu_build_is_looked_for_on_pytorchs_own_index_last(house):
     assert house.build(FAKE_PIP=NO_CPU_BUILD.format("true"))[0] == 0
     _, _, first, second, _ = house.calls()
     assert second == f"{first} --index-url https://download.pytorch.org/whl/cpu"
+
+
+def test_without_a_network_pytorchs_own_index_is_not_tried(house):
+    status, output = house.build(FAKE_PIP=f"case $* in *torch*) {failing(NO_NETWORK)} ;; esac")
+    assert status == 1
+    assert "cannot be built: no network: pip could not reach the package index." in output
+    assert len(house.calls()) == 3
 
 
 def test_without_pytorchs_own_index_the_way_out_is_named(house):

@@ -514,6 +514,18 @@ def test_finite_data_weighs_its_points_by_bayes_rule():
     close(law.mean, share @ points)
 
 
+def test_responsibilities_of_near_points_far_from_the_origin_keep_their_digits():
+    """‖x‖² − 2x·m + ‖m‖² would leave an error of 1e-6 in the exponent here."""
+    schedule = NoiseSchedule.linear(T=1000)
+    root = schedule.alpha_bar[1].sqrt()
+    points = torch.tensor([[1000.0], [1000.01]], dtype=torch.float64)
+    x_t = root * 1000.0 + torch.tensor([[0.003]], dtype=torch.float64)
+    apart = (x_t - root * points.T)[0]
+    exponent = -apart.square() / (2 * schedule.one_minus_alpha_bar[1])
+    share = FiniteData(points).responsibilities(schedule, x_t, 1)[0]
+    close(share, exponent.softmax(0), rtol=1e-12)
+
+
 def test_reverse_of_finite_data_to_the_start_draws_data_points():
     points = normal(seeded(5), 4, 2)
     data = FiniteData(points)
@@ -710,9 +722,10 @@ def test_a_step_that_is_no_int_is_refused(t):
         LINE.eps(SCHEDULE, torch.zeros(1, 1), t)
 
 
-def test_a_step_for_each_row_must_be_int64():
+@pytest.mark.parametrize("name", ["eps", "v", "posterior_mean", "responsibilities"])
+def test_a_step_for_each_row_must_be_int64(name):
     with pytest.raises(TypeError, match="int64"):
-        LINE.eps(SCHEDULE, torch.zeros(2, 1), torch.tensor([1.0, 2.0]))
+        getattr(LINE, name)(SCHEDULE, torch.zeros(2, 1), torch.tensor([1.0, 2.5]))
 
 
 def test_the_reverse_law_refuses_what_does_not_fit():
@@ -735,6 +748,14 @@ def test_the_reverse_law_refuses_what_does_not_fit():
 def test_a_class_that_does_not_exist_is_refused(y, message):
     with pytest.raises(ValueError, match=message):
         LINE.denoiser(SCHEDULE)(torch.zeros(2, 1), 1, y)
+
+
+def test_weights_rounded_to_float32_are_made_to_sum_to_one():
+    rounded = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float32)
+    assert rounded.double().sum() != 1
+    law = GaussianMixture(rounded, [[0.0], [1.0], [2.0]], [[[1.0]]] * 3)
+    close(law.weights.sum(), 1.0, rtol=1e-15, atol=0)
+    close(law.weights, [0.1, 0.2, 0.7], rtol=1e-6)
 
 
 def test_inputs_are_never_changed_and_parts_are_copies():
