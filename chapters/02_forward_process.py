@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 2 The forward process
 
-# %%
+# %% tags=["hide-input"]
 import math
 
 import numpy as np
@@ -43,7 +43,7 @@ def normals(shape, generator):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-# %%
+# %% tags=["hide-input"]
 linear = NoiseSchedule.linear(1000)                  # the schedule of the DDPM paper
 chain = GaussianDiffusion(linear)
 humps = GaussianMixture([0.5, 0.5], [[-0.95], [0.95]], [[[0.0975]], [[0.0975]]])
@@ -726,8 +726,8 @@ fact("log SNR of DDPM's chain at t = 1, 250, 500, 1000", log_snr[[0, 249, 499, 9
 # %% [markdown]
 # > **Pitfall: one minus almost one.** Early in the chain $\bar\alpha_t$ is very near $1$, and $1-\bar\alpha_t$ is what matters. Half precision cannot tell: in the format bfloat16
 # > the numbers just below one are $2^{-8} = 0.0039$ apart, so that everything above $1-2^{-9}$ rounds to one. Code that casts the *table* of $\bar\alpha$ to the images'
-# > format and *then* subtracts it from one gets a noise of exactly zero, and trains the network to find noise that is not there. The diffusers
-# > library (0.42) does so when `add_noise` is handed half-precision images, although its own pull request #3005 describes the danger. The cure: compute the coefficients in float64 and cast last.
+# > format and *then* subtracts it from one gets a noise of exactly zero, and trains the network to find noise that is not there. A widely used
+# > library does so when it is handed half-precision images, although [one of its pull requests](https://github.com/huggingface/diffusers/pull/3005) describes the danger. The cure: compute the coefficients in float64 and cast last.
 
 # %%
 truth = linear.one_minus_alpha_bar.sqrt()
@@ -899,9 +899,9 @@ check("2.6", "my_ddpm.forward_step")
 #
 # and for small $\beta$ the two are nearly equal. It is the *sum* of the $\beta$ that decides. For the straight line (2.18) the sum is about $T\cdot 0.01$: ten for $T=1000$, but one half for $T=50$.
 #
-# > **Pitfall: a shorter chain with the same β.** To save time one sets $T=50$ or $T=100$ and leaves $\beta_1$ and $\beta_T$ as they are. The teaching code tiny-diffusion ships like this, with $T=50$. Then most of the picture survives to
+# > **Pitfall: a shorter chain with the same β.** To save time one sets $T=50$ or $T=100$ and leaves $\beta_1$ and $\beta_T$ as they are. Small teaching codes ship like this, one of them with $T=50$. Then most of the picture survives to
 # > $x_T$, and sampling starts from $\mathcal N(0,I)$ as if it did not. The usual repair is to scale the line (2.18) by $1000/T$, which keeps the sum. It has a limit: at $T=20$
-# > the last $\beta$ is $1000/20\cdot 0.02 = 1$, and below that it is larger than one, where (2.2) asks for the root of a negative number. There denoising-diffusion-pytorch returns NaN and improved-diffusion stops; our library refuses already at $T=20$. The cosine schedule works for every $T$.
+# > the last $\beta$ is $1000/20\cdot 0.02 = 1$, and below that it is larger than one, where (2.2) asks for the root of a negative number. There one code base returns NaN and another stops; our library refuses already at $T=20$. The cosine schedule works for every $T$.
 
 # %%
 candidates = {
@@ -1052,13 +1052,13 @@ for name, schedule in candidates.items():
 #
 # > **Pitfall: small per dimension is not small.** Bits *per dimension* hide what all dimensions have in common. Take a plain white picture, $x_0=1$ in all $D$ coordinates. Average $x_T$ over the coordinates: the signal part
 # > $\sqrt{\bar\alpha_T}$ stays, the noise part has standard deviation $\sqrt{(1-\bar\alpha_T)/D}$. The brightness of the original stands out by $\sqrt{D\,\mathrm{SNR}_T}$ standard deviations. The cell gives
-# > this number for DDPM's chain on CIFAR-10's $3\times32^2$ values, and for Stable Diffusion's, with $\sqrt{\beta}$ on a straight line from $\sqrt{0.00085}$ to $\sqrt{0.012}$, on its $4\times64^2$ latent values (all of them one, instead of white pixels). In the
+# > this number for DDPM's chain on CIFAR-10's $3\times32^2$ values, and for the schedule common in latent diffusion, with $\sqrt{\beta}$ on a straight line from $\sqrt{0.00085}$ to $\sqrt{0.012}$, on its $4\times64^2$ latent values (all of them one, instead of white pixels). In the
 # > first case the brightness is lost in the noise. In the second the network can read it off, learns to, and believes it when sampling starts from $\mathcal N(0,I)$, whose average is always near $0$. The model then makes pictures of middling brightness; Lin and co-authors (arXiv 2305.08891) found and mended this.
 
 # %%
 roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
 latent = NoiseSchedule.from_betas(roots**2)
-sizes = {"DDPM on CIFAR-10": (linear, 3 * 32**2), "Stable Diffusion": (latent, 4 * 64**2)}
+sizes = {"DDPM on CIFAR-10": (linear, 3 * 32**2), "latent diffusion": (latent, 4 * 64**2)}
 for name, (schedule, D) in sizes.items():
     fact(f"{name}: √ᾱ_T", schedule.alpha_bar[-1] ** 0.5, digits=2)
     fact(f"{name}: bits/dim of a white picture",

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 4 The posterior
 
-# %%
+# %% tags=["hide-input"]
 import math
 from itertools import pairwise
 
@@ -46,7 +46,7 @@ def normal(x, mean, variance):
     return torch.exp(-((x - mean) ** 2) / (2 * variance)) / (2 * math.pi * variance).sqrt()
 
 
-# %%
+# %% tags=["hide-input"]
 schedule = NoiseSchedule.linear(T=1000)       # DDPM's own: β from 1e-4 to 0.02
 alpha_bar = schedule.alpha_bar
 diffusion = GaussianDiffusion(schedule)
@@ -497,7 +497,7 @@ except ValueError as reason:
 
 # %% [markdown]
 # > **Pitfall: the wrong $\beta$ on a strided chain.** To sample in 50 steps instead of 1000, one walks $t=1000, 980, \dots, 20$. The step from 500 to 480 undoes twenty steps' worth of noise, $\beta_{t\mid s}=1-\bar\alpha_t/\bar\alpha_s$. It is tempting to go on
-# > indexing the old table, `betas[t]`, in formulas that now skip twenty steps. A widely used library did so for the upper end of its learned variance, until [pull request 3006](https://github.com/huggingface/diffusers/pull/3006). The symptom of `betas[t]` everywhere: no crash and no strange number, but too little
+# > indexing the old table, `betas[t]`, in formulas that now skip twenty steps. A widely used library did so for the upper end of its learned variance, until [pull request 3006](https://github.com/huggingface/diffusers/pull/3006) mended it. The symptom of `betas[t]` everywhere: no crash and no strange number, but too little
 # > of everything, of $x_0$ in the mean and of noise.
 
 # %%
@@ -1019,8 +1019,8 @@ claim("4.37", normal(grid, ratio.sqrt() * V_s / V_t * x_t, (1 - ratio) * V_s / V
 # This settles first that the exception is the only one. If the left side is quadratic in $x_s$, so is $\log q(x_s)$, and $x_s$ is Gaussian; but $x_s$ is $\sqrt{\bar\alpha_s}\,x_0$ plus independent Gaussian noise, so $x_0$ is Gaussian too (divide the characteristic functions).
 #
 # If $\beta_{t\mid s}$ is small, the first term confines $x_s$ to a few $\sqrt{\beta_{t\mid s}}$ around a centre. So write $x_s=\text{centre}+\sqrt{\beta_{t\mid s}}\,u$, with $u$ of size one, and expand $\log q(x_s)$ in powers of $u$. The powers 0, 1 and 2 leave a Gaussian a Gaussian. The first term that does not is
-# $\tfrac16\,\beta_{t\mid s}^{3/2}\,(\log q)'''\,u^3$. Now a KL divergence is of *second* order in a small change $h$ of the log density. For if $q=g\,e^h$ with a Gaussian density $g$, then $\intg\,e^h=1$ gives $\mathbb E_{g}[h]\approx-\tfrac12\mathbb E_{g}[h^2]$, and
-# $\mathrm{KL}(q\Vertg)=\mathbb E_{g}[e^hh]\approx\mathbb E_{g}[h]+\mathbb E_{g}[h^2]\approx\tfrac12\mathbb E_{g}[h^2]$. With $h$ of size $\beta^{3/2}$ the divergence is of size $\beta^3$. And of all Gaussians the one with $q$'s own mean and variance has the smallest divergence from $q$ (the argument of (4.27), with the mean free too). So, against the Gaussian that has the right mean *and the right variance at every $x_t$*,
+# $\tfrac16\,\beta_{t\mid s}^{3/2}\,(\log q)'''\,u^3$. Now a KL divergence is of *second* order in a small change $h$ of the log density. For if $q=g\,e^h$ with a Gaussian density $g$, then $\int g\,e^h=1$ gives $\mathbb E_{g}[h]\approx-\tfrac12\mathbb E_{g}[h^2]$, and
+# $\mathrm{KL}(q\Vert g)=\mathbb E_{g}[e^hh]\approx\mathbb E_{g}[h]+\mathbb E_{g}[h^2]\approx\tfrac12\mathbb E_{g}[h^2]$. With $h$ of size $\beta^{3/2}$ the divergence is of size $\beta^3$. And of all Gaussians the one with $q$'s own mean and variance has the smallest divergence from $q$ (the argument of (4.27), with the mean free too). So, against the Gaussian that has the right mean *and the right variance at every $x_t$*,
 #
 # $$
 # \mathbb E_{x_t}\,\mathrm{KL}\big(q(x_s\mid x_t)\,\big\Vert\,\mathcal N(m(x_t),\operatorname{Var}[x_s\mid x_t])\big)
@@ -1442,7 +1442,7 @@ def distance(y, density, law=mixture):
 
 
 def deviation(y, density):
-    """Standard deviation of the generated data."""
+    """Standard deviation of the same law."""
     first, second = (torch.trapezoid(y**k * density, axis[:, 0]) for k in (1, 2))
     return (second - first**2).sqrt()
 
@@ -1465,7 +1465,10 @@ for n in (10, 20):
     one_left = mixture.marginal(schedule, int(schedule.steps(n, "trailing")[0]))   # true law there
     fact(f"{n} steps, W1 with the last one still to take: beta, best",
          [distance(axis[:, 0], laws[k][n][1], one_left) for k in ("beta", "best")], digits=2)
-    fact("    standard deviation at the end: beta, best, data",
+    fact("    standard deviation there: beta, best, truth",
+         [*(deviation(axis[:, 0], laws[k][n][1]) for k in ("beta", "best")),
+          one_left.covariance[0, 0].sqrt()], digits=2)
+    fact("    and at the end: beta, best, data",
          [*(deviation(*laws[k][n]) for k in ("beta", "best")),
           mixture.covariance[0, 0].sqrt()], digits=2)
 
@@ -1494,8 +1497,8 @@ best variance follows a line of slope -1, beta is slightly better at 10 and 20 s
 # *Does it generate data?* With a thousand steps, yes: the histogram lies on the true density. With ten steps, roughly. The last of these ten goes from $t=100$ to the mean $\mathbb E[x_0\mid x_{100}]$, which squeezes each hump; and the long Gaussian steps before it have left mass between the humps.
 # On the right, with the best variance, the distance falls like one over the number of steps: half the error for twice the work. The reason is that of (4.40): at a given $x_t$ the one variance is off by a share of size $\beta$, so by an amount of size $\beta^2$. With $S$ steps $\beta$ is of size $1/S$, and $S$ amounts of size $1/S^2$ add up to $1/S$.
 #
-# Two warnings. *Best in each step is not best at the end.* With ten and twenty steps $\beta$ ends nearer to the data than $\sigma_*^2$, although by (4.28) each of its steps, taken from the true law of $x_t$, is the worse one. The last lines that the cell printed show how. With one step still to take, the walk with $\sigma_*^2$ is ahead.
-# Then that step takes the mean, which narrows the law; both walks end too narrow, and the one that $\beta$ had made too wide ends less narrow. Two errors of opposite sign cancel in part, and with more steps, where the last one narrows less, $\beta$ loses its advantage. *And this is a perfect denoiser.* A trained one adds errors of its own, which chapter 7 measures.
+# Two warnings. *Best in each step is not best at the end.* With ten and twenty steps $\beta$ ends nearer to the data than $\sigma_*^2$, although by (4.28) each of its steps, taken from the true law of $x_t$, is the worse one. The last lines that the cell printed show how. With one step still to take, the walk with $\sigma_*^2$ is ahead, a little too narrow; that with $\beta$ is too wide.
+# The last step takes the mean, which narrows the law. Both walks end too narrow, that with $\beta$ less so. Two errors of opposite sign cancel in part, and with more steps, where the last one narrows less, $\beta$ loses its advantage. *And this is a perfect denoiser.* A trained one adds errors of its own, which chapter 7 measures.
 
 # %% [markdown]
 # ## 4.14 What we have

@@ -13,7 +13,7 @@
 # a time when a link brings you here. Each says what is true, proves it without skipping a line, and
 # then runs it. A number in brackets, (T.4), is an equation; without them, T.4, it is a section.
 
-# %%
+# %% tags=["hide-input"]
 import math
 
 import numpy as np
@@ -45,7 +45,7 @@ def normal(x, m, V):
     return torch.exp(-((x - m) ** 2) / (2 * V)) / (2 * math.pi * V) ** 0.5
 
 
-# %%
+# %% tags=["hide-input"]
 one, other = normal(grid, -1.0, 0.5), normal(grid, 1.5, 1.0)
 few = grid[::50]
 

@@ -186,6 +186,8 @@ class GaussianMixture:
         """The law of x_t: Σ_k w_k N(√ᾱ_t m_k, ᾱ_t C_k + (1−ᾱ_t) I), for 0 ≤ t ≤ T.
 
         Of the same kind as the data, except that a noised finite set is a mixture of Gaussians.
+
+        Book: (2.27), (3.30).
         """
         t = _step(schedule, t, lowest=0)
         if t == 0:
@@ -215,6 +217,8 @@ class GaussianMixture:
         Σ_k p(k | x_t) (m_k + √ᾱ_t C_k (ᾱ_t C_k + (1−ᾱ_t) I)⁻¹ (x_t − √ᾱ_t m_k)), by conditioning
         each component on x_t. Tweedie's formula (x_t + (1−ᾱ_t)·score)/√ᾱ_t gives the same.
 
+        Book: (4.43), (T.20).
+
         Source: the second form is Tweedie's, as reported by Robbins (1956); see B. Efron,
         "Tweedie's Formula and Selection Bias", 2011.
         """
@@ -225,11 +229,16 @@ class GaussianMixture:
 
         Equal to −√(1−ᾱ_t) times the score of the marginal, and computed so: as the difference
         (x_t − √ᾱ_t E[x_0 | x_t])/√(1−ᾱ_t) it would lose digits at small t.
+
+        Book: (4.44).
         """
         return self._denoise(schedule, x_t, t)[1]
 
     def v(self, schedule: NoiseSchedule, x_t: Tensor, t: int | Tensor) -> Tensor:
-        """v*(x_t, t) = √ᾱ_t ε* − √(1−ᾱ_t) E[x_0 | x_t], the exact minimiser for v, (B, D)."""
+        """v*(x_t, t) = √ᾱ_t ε* − √(1−ᾱ_t) E[x_0 | x_t], the exact minimiser for v, (B, D).
+
+        Book: (4.45).
+        """
         return self._predict(schedule, x_t, t, "v")
 
     def reverse(self, schedule: NoiseSchedule, x_t: Tensor, t: int, s: int) -> ConditionalMixture:
@@ -241,6 +250,8 @@ class GaussianMixture:
             x_s | x_t, k ~ N(r S R⁻¹ x_t + √ᾱ_s (1−r²) R⁻¹ m_k,  (1−r²) S R⁻¹),
 
         and component k has probability p(k | x_t).
+
+        Book: (4.1), (4.2).
 
         Raises:
             ValueError: unless 0 ≤ s < t ≤ T.
