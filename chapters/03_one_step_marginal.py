@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 3 The one-step marginal
 
-# %%
+# %% tags=["hide-input"]
 import math
 from time import perf_counter
 
@@ -52,7 +52,7 @@ def draw(shape, generator):
     return torch.randn(shape, generator=generator)
 
 
-# %%
+# %% tags=["hide-input"]
 alpha = torch.cat([torch.ones(1), 1 - torch.linspace(1e-4, 0.02, 1000)])    # DDPM's chain, T = 1000
 alpha_bar = alpha.cumprod(0)
 
@@ -890,7 +890,7 @@ claim("3.26", kept[t, s] ** 0.5 * x_s + later, x_t, tol=1e-12)
 
 
 def covariance(x, y):
-    """Of two long vectors, with its standard error for Gaussians (T.11)."""
+    """Of two long vectors, with its standard error for Gaussians (toolbox, section T.11)."""
     value = ((x - x.mean()) * (y - y.mean())).mean()
     return value, ((x.var() * y.var() + value**2) / len(x)).sqrt()
 
