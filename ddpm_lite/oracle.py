@@ -152,7 +152,8 @@ class GaussianMixture:
 
     def cdf(self, x: ArrayLike) -> Tensor:
         """P(X ≤ x) = Σ_k w_k Φ((x − m_k)/√C_k) for D = 1; x of any shape, taken elementwise."""
-        return (self.weights * _normal_cdf(self._standardised(x))).sum(-1)
+        below = (self.weights * _normal_cdf(self._standardised(x))).sum(-1)
+        return below.clamp(max=1.0)  # rounding can carry the sum of the weights past 1
 
     def quantile(self, p: ArrayLike) -> Tensor:
         """The x with P(X ≤ x) = p for D = 1; p in [0, 1] of any shape, taken elementwise.

@@ -27,7 +27,6 @@ import matplotlib
 import numpy as np
 import torch
 from cycler import cycler
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -263,7 +262,10 @@ def plot_density(
     """
     x = torch.linspace(*interval, points, dtype=torch.float64)
     (curve,) = ax.plot(x.numpy(), law.log_prob(x[:, None]).exp().numpy(), **line)
-    _start_at_zero(ax, curve)
+    # not set_ylim, which would also stop the axis from following what is drawn later
+    ax.update_datalim([(interval[0], 0.0)])
+    curve.sticky_edges.y.append(0.0)
+    ax.autoscale_view()
 
 
 def plot_density_2d(
@@ -301,16 +303,7 @@ def plot_samples(
     counts, edges = np.histogram(values, bins=bins, range=interval)
     heights = counts / (len(values) * (edges[1] - edges[0]))
     style: dict[str, Any] = {"fill": True, "color": GREY, "alpha": 0.35}
-    outline = ax.stairs(heights, edges, **style | bars)
-    _start_at_zero(ax, outline)
-
-
-def _start_at_zero(ax: Axes, drawn: Artist) -> None:
-    """Put 0 at the foot of the axis, and leave its top free to follow what is drawn later."""
-    left, _ = ax.dataLim.intervalx
-    ax.update_datalim([(left, 0.0)])
-    drawn.sticky_edges.y.append(0.0)
-    ax.autoscale_view()
+    ax.stairs(heights, edges, **style | bars)
 
 
 def plot_points(ax: Axes, points: Tensor, **dots: Any) -> PathCollection:

@@ -137,6 +137,7 @@ def test_a_toy_with_a_law_follows_it(name):
 def test_the_ring_has_eight_equal_components_on_a_circle():
     law = toy_law("ring-of-gaussians")
     assert law.weights.tolist() == pytest.approx([1 / 8] * 8)
+    assert torch.allclose(law.covariances, 0.0144 * torch.eye(2, dtype=torch.float64))
     assert law.means.norm(dim=1).tolist() == pytest.approx([1.4] * 8)
     gaps = (law.means - law.means.roll(1, 0)).norm(dim=1)
     assert gaps.tolist() == pytest.approx([2 * 1.4 * math.sin(math.pi / 8)] * 8)
