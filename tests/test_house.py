@@ -214,8 +214,8 @@ def test_an_installed_copy_holds_the_whole_package_and_nothing_else(tmp_path):
         shutil.copy(path, copy)
     for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-text"):
         shutil.copy(ROOT / name, source / name)
-    (source / "tests").mkdir()
-    (source / "tests" / "test_nothing.py").touch()
+    (source / "another").mkdir()
+    (source / "another" / "__init__.py").touch()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
     done = subprocess.run([*pip, *options, str(source)], capture_output=True, text=True)

@@ -109,6 +109,15 @@ def test_the_settings_are_ones_that_jupyterlab_has():
             assert value in choices or not choices
 
 
+# `python -m ddpm_lite` as in a terminal: a shell without one starts what it puts in the background
+# deaf to Ctrl-C, and these tests may run in such a place.
+HEARING = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("ddpm_lite", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_reading_opens_jupyterlab_and_ctrl_c_closes_it(book, tmp_path):
     """A real server on the reader's copy, with the book's settings; the reader's home is let be."""
     run("press")
@@ -119,7 +128,7 @@ def test_reading_opens_jupyterlab_and_ctrl_c_closes_it(book, tmp_path):
     home.mkdir()
     words = ["read", "--no-browser", f"--port={port}", "--IdentityProvider.token=t"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "ddpm_lite", "book", *words],
+        [sys.executable, "-c", HEARING, "book", *words],
         env={**os.environ, "HOME": str(home), "PYTHONPATH": str(Path(lab.__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -142,6 +151,16 @@ def test_reading_opens_jupyterlab_and_ctrl_c_closes_it(book, tmp_path):
     assert (book.root / "my-book" / "03_tiny.ipynb").is_file()
     assert not list(home.rglob("*.jupyterlab-settings"))
     assert not (home / ".jupyter" / "lab" / "user-settings").exists()
+
+
+def test_a_server_that_will_not_close_is_made_to(monkeypatch):
+    monkeypatch.setattr(lab, "GRACE", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(99)"
+    server = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    with server:
+        server.stdout.readline()  # it hears nothing from here on
+        lab._end(server)
+    assert server.returncode == -signal.SIGKILL
 
 
 def ask(url):

@@ -4,6 +4,7 @@ Nothing is written to the reader's own Jupyter settings, and what they set there
 book's settings are defaults in a folder of their own, and the window's layout is kept in the copy.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from ddpm_lite.book import BookError
 from ddpm_lite.book.execute import library_path
 
 SETTINGS = Path(__file__).with_name("lab")
-GRACE = 10  # seconds for the kernels to end by themselves
+GRACE = 8  # seconds that the server and its kernels have to end by themselves
 VARIABLES = {
     "PYTHONPATH": library_path(),  # a kernel finds ddpm_lite, installed or not
     "JUPYTER_PREFER_ENV_PATH": "1",  # "Python 3" is this environment's, whatever the user's is
@@ -65,17 +66,21 @@ def serve(folder: Path, extra: list[str]) -> int:
         server = subprocess.Popen(command(folder, extra), env=os.environ | VARIABLES)
     except OSError as error:
         raise BookError(f"JupyterLab did not start: {error}") from None
-    while True:
-        try:
-            return server.wait()
-        except (
-            KeyboardInterrupt
-        ):  # the server had it too, if it came from the keyboard: let it close
-            _end(server)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:  # the server had it too, if it came from the keyboard
+        _end(server)
+        return 0
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    try:
-        server.wait(timeout=GRACE)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        server.terminate()
+    """Let the server close; if it does not, insist; if it still does not, force it.
+
+    Its kernels end first. What can then hang is the interpreter itself: it waits for a worker
+    thread that served a page a moment ago and was not told to stop.
+    """
+    for insist in (lambda: None, server.terminate, server.kill):
+        insist()
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            server.wait(timeout=GRACE)
+            return
