@@ -155,8 +155,9 @@ def test_reading_opens_jupyterlab_and_ctrl_c_closes_it(book, tmp_path):
 
 def test_a_server_that_will_not_close_is_made_to(monkeypatch):
     monkeypatch.setattr(lab, "GRACE", 0.5)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); time.sleep(99)"
-    server = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    deaf = ["import signal, time", "signal.signal(signal.SIGTERM, signal.SIG_IGN)", "print()"]
+    code = "; ".join([*deaf, "time.sleep(99)"])
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with server:
         server.stdout.readline()  # it hears nothing from here on
         lab._end(server)
