@@ -315,6 +315,41 @@ def test_results_are_at_least_float32(given_dtype, result, t):
     assert {tensor.dtype for tensor in tensors} == {result}
 
 
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_nothing_is_read_back_from_an_accelerator(prediction, variance):
+    """On the meta device no value exists, so a check that looked at one would raise."""
+    d = GaussianDiffusion(NoiseSchedule.linear(10), prediction, variance)
+    x = torch.zeros(4, 2, 8, device="meta")
+    output = torch.zeros(4, 4 if variance == "learned" else 2, 8, device="meta")
+    for t, s in ((torch.full((4,), 7, device="meta"), torch.full((4,), 3, device="meta")), (7, 3)):
+        gaussians = [
+            d.transition(x, t, s),
+            d.marginal(x, t),
+            d.posterior(x, x, t, s),
+            d.reverse(output, x, t, s, clip=(-1, 1)),
+        ]
+        assert {q.mean.device.type for q in gaussians} == {"meta"}
+        assert {q.log_prob(x).shape for q in gaussians} == {(4,)}
+        assert d.predict(output, x, t).score.shape == x.shape
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_gives_the_numbers_of_the_cpu():
+    d = GaussianDiffusion(NoiseSchedule.linear(1000))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 3, generator=g, dtype=torch.float64)
+    for t in (torch.tensor([1, 2, 500, 1000]), 500):
+        there = t if isinstance(t, int) else t.cuda()
+        here, away = d.reverse(y, x, t), d.reverse(y.cuda(), x.cuda(), there)
+        assert away.mean.is_cuda
+        close(away.mean.cpu(), here.mean)
+        close(
+            away.sample(torch.Generator().manual_seed(1)).cpu(),
+            here.sample(torch.Generator().manual_seed(1)),
+        )
+
+
 def test_half_precision_data_still_gets_its_noise():
     """With coefficients in bfloat16, 1 − ᾱ_1 = 1e-4 rounds to exactly 0 and no noise is added."""
     d = GaussianDiffusion(NoiseSchedule.linear(1000))
