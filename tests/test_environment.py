@@ -245,7 +245,7 @@ def test_the_build_of_pytorch(house):
     house.program("nvidia-smi", "#!/bin/sh\necho 'GPU 0: a card'\n")
     _, output = house.build(FAKE_CUDA="13.0")
     assert "PyTorch 2.13.0 with CUDA 13.0." in output
-    assert house.calls()[2].endswith("--no-deps torch==2.13.0")
+    assert house.calls()[2].endswith("-c constraints.txt torch==2.13.0")
 
     house.build(TORCH="cpu")
     calls = house.calls()

@@ -51,7 +51,7 @@ PACKAGES_OF_INTEREST = "numpy, scipy, sklearn, matplotlib, jupyterlab, ipykernel
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 #                  to download, on disk, free space asked for (all in GB)
-SIZES = {"cpu": (0.4, 2, 3), "cuda": (3, 8, 12)}
+SIZES = {"cpu": (0.4, 2, 3), "cuda": (2, 6, 10)}
 
 # Said by pip when it cannot reach a package index (its own words, and those of the system).
 NO_NETWORK = re.compile(
@@ -299,7 +299,7 @@ def install_torch(torch):
     pin = re.search(r"(?m)^torch==(\S+)", read(os.path.join(ROOT, "constraints.txt"))).group(1)
     if torch == "cuda" or platform.system() != "Linux":
         # PyPI's build: with CUDA on Linux; elsewhere there is only one.
-        return install(["--no-deps", "torch==" + pin])
+        return install(["-c", "constraints.txt", "torch==" + pin])
     # "+cpu" can never be met by PyPI's CUDA build. Who has a mirror or a folder of wheels set up
     # may have the CPU build there, so pip is asked as it is configured before PyTorch's index.
     wish = ["install", "--progress-bar", "off", "--no-deps", "torch==" + pin + "+cpu"]
