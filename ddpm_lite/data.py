@@ -1,18 +1,30 @@
-"""Data that comes with the book: handwritten digits and point sets in the plane.
+"""Data: handwritten digits and point sets that come with the book, and images from your disk.
 
-Nothing is downloaded. The digits are those that scikit-learn bundles, and the point sets are
-drawn from a generator that the caller seeds.
+Nothing is downloaded. The digits are those that scikit-learn bundles, the point sets are drawn
+from a generator that the caller seeds, and `load` reads what lies on disk: a folder of PNG and JPEG
+files, MNIST's idx files, CIFAR-10's binary batches.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_lite.oracle import GaussianMixture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DIGITS_LEVELS = 17  # a pixel is one of 0, 1, …, 16
 SPLITS = ("train", "heldout", "all")
@@ -39,8 +51,7 @@ def digits(split: str = "train") -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if split is none of these.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    _check_split(split)
     from sklearn.datasets import load_digits  # here, because importing it takes a second
 
     bunch = load_digits()
@@ -48,17 +59,408 @@ def digits(split: str = "train") -> tuple[Tensor, Tensor]:
     images = (torch.from_numpy(bunch.images) / 8 - 1).to(torch.float32)[:, None]
     if split == "all":
         return images, labels
-    held_out = _every_fifth_of_each_class(labels)
+    held_out = _every_nth_of_each_class(labels, 5)
     chosen = held_out if split == "heldout" else ~held_out
     return images[chosen], labels[chosen]
 
 
-def _every_fifth_of_each_class(labels: Tensor) -> Tensor:
-    """True at the 5th, 10th, … member of each class, bool (N,)."""
+def _every_nth_of_each_class(labels: Tensor, n: int) -> Tensor:
+    """True at the n-th, 2n-th, … member of each class, bool (N,)."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
-        chosen[(labels == label).nonzero()[4::5, 0]] = True
+        chosen[(labels == label).nonzero()[n - 1 :: n, 0]] = True
     return chosen
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+
+
+# ---- images from disk ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images, and what training on them and measuring against them need to know.
+
+    name: "digits", or the folder as it was given.
+    kind: "digits", "images", "idx" or "cifar-10": what was read.
+    images: float32 (N, C, H, W) in [−1, 1].
+    labels: int64 (N,), or None where the data has none.
+    classes: the classes' names, in the order of their labels; empty without labels.
+    levels: K, the number of values that a pixel can have: −1 + 2k/(K−1) for k = 0, …, K−1.
+    passed_over: files in a folder of images that are neither PNG nor JPEG by their names.
+    """
+
+    name: str
+    kind: str
+    split: str
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    levels: int
+    passed_over: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        count, channels, height, width = self.images.shape
+        colour = {1: "grey", 3: "RGB"}[channels]
+        words = f"{self.name} ({self.split}): {count:,} {colour} images, {height}×{width}, "
+        words += f"{self.levels} levels"
+        if self.classes:
+            words += f", {len(self.classes)} classes"
+        if self.passed_over:
+            words += f"; {len(self.passed_over)} other files passed over"
+            words += f" ({', '.join(self.passed_over[:3])}{', …' * (len(self.passed_over) > 3)})"
+        return words
+
+
+def load(
+    spec: str | Path, split: str, *, size: int | None = None, channels: int | None = None
+) -> Dataset:
+    """The images that `spec` names, scaled to [−1, 1].
+
+    "digits" are the book's own (a folder of that name is "./digits"). Any other spec is a folder:
+
+    - **PNG and JPEG files**, 8-bit grey or RGB. If there are sub-folders, each is a class, with all
+      that is in it and below. Held out is every tenth image of each class in the order of the
+      file names: a rule, not a draw, so neither a seed nor a library's version changes it. Near
+      duplicates that follow one another (frames of a film) fall on both sides of such a split.
+      A JPEG's orientation tag is obeyed.
+    - **MNIST's files**, and those of all data sets in its format (Fashion-MNIST, KMNIST):
+      train-images-idx3-ubyte and three more, as they are or .gz. Held out are the t10k files.
+    - **CIFAR-10's binary version**: data_batch_1.bin to data_batch_5.bin; held out is
+      test_batch.bin. Pickles (the Python version) are refused: unpickling runs whatever
+      program is in the file.
+
+    Args:
+        spec: "digits" or a folder.
+        split: "train", "heldout" or "all".
+        size: for PNG and JPEG only: cut each image's central square out and shrink it to
+            size×size. Without it, all images must have one size already.
+        channels: for PNG and JPEG only: 1 converts all to grey, 3 to RGB. Without it, all must
+            be grey or all RGB already.
+
+    Source: the formats are described at https://www.cs.toronto.edu/~kriz/cifar.html (binary
+        version) and, for idx, at http://yann.lecun.com/exdb/mnist/.
+    Raises:
+        ValueError: if split, size or channels is out of range, nothing is found, or a file is
+            corrupt, truncated, or of another size or kind than the others; the file is named.
+        OSError: if a file cannot be read.
+    """
+    _check_split(split)
+    kind = "digits" if spec == "digits" else _kind_of(Path(spec))
+    if kind == "images":
+        return _load_folder(Path(spec), split, size, channels)
+    if size is not None or channels is not None:
+        raise ValueError(f"size and channels are for folders of PNG and JPEG files, not {kind}.")
+    if kind == "digits":
+        classes = tuple("0123456789")
+        return Dataset("digits", kind, split, *digits(split), classes, DIGITS_LEVELS)
+    read = {"idx": _idx_part, "cifar-10": _cifar_part}[kind]
+    parts = [read(Path(spec), part) for part in ("train", "heldout") if split in (part, "all")]
+    shapes = {pixels.shape[1:] for pixels, _ in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"the training and test images of {spec} differ in size.")
+    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])).to(torch.int64)
+    pixels = np.concatenate([pixels for pixels, _ in parts])
+    names = _CIFAR_CLASSES if kind == "cifar-10" else tuple(map(str, range(int(labels.max()) + 1)))
+    return Dataset(str(spec), kind, split, _from_bytes(pixels), labels, names, 256)
+
+
+def _from_bytes(pixels: np.ndarray) -> Tensor:
+    """Level k of 0..255 becomes 2k/255 − 1: float32, −1 and 1 exactly."""
+    return torch.from_numpy(pixels).to(torch.float32).div_(127.5).sub_(1)
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder holds, by the names of its files."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name the folder it is in (unpacked, if packed).")
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; the data is 'digits' or a folder.")
+    names = {path.name for path in folder.iterdir()}
+    found = []
+    if any(_idx_name(part, what) & names for part in _IDX_PARTS for what in _IDX_MAGIC):
+        found.append("idx")
+    if names & {*_CIFAR_FILES["train"], *_CIFAR_FILES["heldout"]}:
+        found.append("cifar-10")
+    if not found and names & {"data_batch_1", "test_batch", "batches.meta"}:
+        raise ValueError(
+            f"{folder} holds CIFAR-10 as Python pickles, and reading a pickle can run any program "
+            "that its author put in: use the binary version (data_batch_1.bin, …)."
+        )
+    if any(_is_image(path) for path in folder.rglob("*")):
+        found.append("images")
+    if len(found) != 1:
+        what = (
+            f"files of more than one kind ({', '.join(found)})"
+            if found
+            else ("neither PNG or JPEG files, nor MNIST's idx files, nor CIFAR-10's .bin files")
+        )
+        raise ValueError(f"{folder} holds {what}.")
+    return found[0]
+
+
+# ---- a folder of PNG and JPEG files ----
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+_TRANSPOSED = (5, 6, 7, 8)  # the EXIF orientations that exchange width and height
+_ORIENTATION = 0x0112
+
+
+def _is_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in _SUFFIXES and path.is_file()
+
+
+def _load_folder(folder: Path, split: str, size: int | None, channels: int | None) -> Dataset:
+    _check_image_options(size, channels)
+    files, classes = _list_images(folder)
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = torch.tensor(
+        [label_of[path.relative_to(folder).parts[0]] if classes else 0 for path in files]
+    )
+    # every file's header is looked at, also of those that are not in this split: an image that
+    # does not fit is better met before training than after it
+    formats = {path: _header(path, size, channels) for path in files}
+    _check_alike(formats, size)
+    chosen = torch.ones(len(files), dtype=torch.bool)
+    if split != "all":
+        held_out = _every_nth_of_each_class(labels, 10)
+        chosen = held_out if split == "heldout" else ~held_out
+    if not chosen.any():
+        raise ValueError(
+            f"nothing of {folder} is held out: of each class it is every tenth image, and no class "
+            "has ten."
+        )
+    pixels = [
+        _pixels(path, size, formats[path])
+        for path, wanted in zip(files, chosen.tolist(), strict=True)
+        if wanted
+    ]
+    others = tuple(
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and not _is_image(path)
+    )
+    kept = labels[chosen] if classes else None
+    images = _from_bytes(np.stack(pixels))
+    return Dataset(str(folder), "images", split, images, kept, classes, 256, others)
+
+
+def _check_image_options(size: int | None, channels: int | None) -> None:
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be an int of at least 1, got {size!r}.")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}.")
+
+
+def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The images in the order of their names, and the names of the classes, if there are any."""
+    files = sorted(path for path in folder.rglob("*") if _is_image(path))
+    places = {path: path.relative_to(folder).parts for path in files}
+    loose = [path for path in files if len(places[path]) == 1]
+    classes = sorted({parts[0] for parts in places.values() if len(parts) > 1})
+    if loose and classes:
+        raise ValueError(
+            f"{folder} holds images both by themselves ({loose[0].name}) and in sub-folders "
+            f"({classes[0]}): sub-folders are classes, and an image outside has none."
+        )
+    if classes and {name.lower() for name in classes} <= _SPLIT_NAMES:
+        raise ValueError(
+            f"the sub-folders of {folder} ({', '.join(classes)}) look like a split, and would be "
+            "taken for classes: name one of them as the data."
+        )
+    return files, tuple(classes)
+
+
+@dataclass(frozen=True)
+class _Format:
+    width: int
+    height: int
+    mode: str  # "L" or "RGB": what the image is, or is to be converted to
+
+
+def _header(path: Path, size: int | None, channels: int | None) -> _Format:
+    """Size and mode of an image, without decoding it."""
+    with _opened(path) as image:
+        width, height = image.size
+        mode = image.mode
+        transparent = "a" in mode.lower() or "transparency" in image.info
+        # asking a PNG for its EXIF data would decode it
+        if image.format == "JPEG" and image.getexif().get(_ORIENTATION) in _TRANSPOSED:
+            width, height = height, width
+    if transparent:
+        raise ValueError(f"{path} has transparent pixels: lay it on a background first.")
+    convertible = mode in ("1", "P", "CMYK")
+    if mode not in ("L", "RGB") and not (convertible and channels is not None):
+        hint = ": give channels (--channels 1 or 3) to convert it" if convertible else ""
+        raise ValueError(f"{path} is neither 8-bit grey nor RGB, but {mode!r}{hint}.")
+    if size is not None and min(width, height) < size:
+        raise ValueError(
+            f"{path} is {height}×{width} and does not fill {size}×{size}: enlarged images teach a "
+            "network to blur."
+        )
+    return _Format(width, height, mode if channels is None else {1: "L", 3: "RGB"}[channels])
+
+
+def _check_alike(formats: dict[Path, _Format], size: int | None) -> None:
+    """Refuse two sizes or two kinds, naming the first file and the first that differs from it."""
+    (first, reference), *rest = formats.items()
+    for path, other in rest:
+        if other.mode != reference.mode:
+            words = {"L": "grey", "RGB": "RGB"}
+            raise ValueError(
+                f"{first} is {words[reference.mode]} and {path} is {words[other.mode]}: give "
+                "channels (--channels 1 or 3) to convert them."
+            )
+        if size is None and (other.width, other.height) != (reference.width, reference.height):
+            raise ValueError(
+                f"{first} is {reference.height}×{reference.width} and {path} is "
+                f"{other.height}×{other.width}: give a size (--size) to cut and shrink them to."
+            )
+
+
+def _pixels(path: Path, size: int | None, expected: _Format) -> np.ndarray:
+    """One image, uint8 (C, H, W)."""
+    from PIL import Image, ImageOps
+
+    with _opened(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image).convert(expected.mode)
+    if size is not None:
+        side = min(upright.size)
+        left, top = ((length - side) // 2 for length in upright.size)
+        square = (left, top, left + side, top + side)
+        upright = upright.resize((size, size), Image.Resampling.BICUBIC, box=square)
+    elif upright.size != (expected.width, expected.height):
+        raise ValueError(f"{path} is turned by its orientation tag: give a size (--size).")
+    array = np.asarray(upright)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """The image, while inside; what Pillow finds wrong with it is said in a sentence."""
+    from PIL import Image, UnidentifiedImageError
+
+    broken = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+    with path.open("rb") as file:  # outside the try: a file that may not be read is not corrupt
+        try:
+            yield Image.open(file, formats=("PNG", "JPEG"))
+        except UnidentifiedImageError:
+            raise ValueError(f"{path} is neither a PNG nor a JPEG file, or is corrupt.") from None
+        except (*broken, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} is corrupt or truncated: {error}.") from None
+
+
+# ---- MNIST's files ----
+
+_IDX_PARTS = {"train": "train", "heldout": "t10k"}
+_IDX_MAGIC = {"images-idx3": 0x0803, "labels-idx1": 0x0801}  # unsigned bytes, 3 or 1 dimensions
+
+
+def _idx_name(part: str, what: str) -> set[str]:
+    """The names that the file goes by: as published, and as some tools unpack it."""
+    stem = f"{_IDX_PARTS[part]}-{what}-ubyte"
+    plain = {stem, stem.replace("-idx", ".idx")}
+    return plain | {f"{name}.gz" for name in plain}
+
+
+def _idx_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 1, H, W) and labels uint8 (N,) of one part."""
+    images, labels = (_idx_file(folder, part, what) for what in _IDX_MAGIC)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{folder} has {len(images)} {part} images, but {len(labels)} labels for them."
+        )
+    return images[:, None], labels
+
+
+def _idx_file(folder: Path, part: str, what: str) -> np.ndarray:
+    names = sorted(_idx_name(part, what))
+    # an unpacked file before a packed one, if both are there
+    there = sorted(filter(Path.is_file, (folder / name for name in names)), key=_is_packed)
+    if not there:
+        raise ValueError(f"{folder} lacks {_IDX_PARTS[part]}-{what}-ubyte, as it is or as .gz.")
+    path, magic = there[0], _IDX_MAGIC[what]
+    data = _unpacked(path)
+    dimensions = magic & 0xFF
+    start = 4 * (1 + dimensions)
+    if len(data) >= 4 and data[:4] != magic.to_bytes(4, "big"):
+        raise ValueError(
+            f"{path} is not an idx file of {what.partition('-')[0]}: it starts with "
+            f"0x{data[:4].hex()}, not with 0x{magic:08x}."
+        )
+    if len(data) < start:
+        raise ValueError(f"{path} is truncated: it ends within its header.")
+    shape = struct.unpack(f">{dimensions}I", data[4:start])
+    if math.prod(shape) == 0:
+        raise ValueError(f"{path} is empty: its header says {'×'.join(map(str, shape))}.")
+    promised = start + math.prod(shape)
+    if len(data) != promised:
+        wrong = "is truncated" if len(data) < promised else "is corrupt"
+        raise ValueError(
+            f"{path} {wrong}: its header promises {promised:,} bytes, and it has {len(data):,}."
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix == ".gz"
+
+
+def _unpacked(path: Path) -> bytes:
+    packed = path.read_bytes()
+    if not _is_packed(path):
+        return packed
+    try:
+        return gzip.decompress(packed)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is corrupt or truncated: {error}.") from None
+
+
+# ---- CIFAR-10's binary version ----
+
+_CIFAR_FILES = {
+    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    "heldout": ("test_batch.bin",),
+}
+# fmt: off
+_CIFAR_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+# fmt: on
+_CIFAR_IMAGES = 10_000  # in each file
+_CIFAR_SHAPE = (3, 32, 32)
+
+
+def _cifar_part(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 3, 32, 32) and labels uint8 (N,) of one part."""
+    records = np.concatenate([_cifar_file(folder / name) for name in _CIFAR_FILES[part]])
+    return records[:, 1:].reshape(-1, *_CIFAR_SHAPE), records[:, 0]
+
+
+def _cifar_file(path: Path) -> np.ndarray:
+    """Records of a label and 3,072 values (red, green, blue; each row by row), uint8 (N, 3073)."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} lacks {path.name}.")
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    record = 1 + math.prod(_CIFAR_SHAPE)
+    promised = _CIFAR_IMAGES * record
+    if len(data) != promised:
+        wrong = "is truncated" if len(data) < promised else "is corrupt"
+        raise ValueError(
+            f"{path} {wrong}: {_CIFAR_IMAGES:,} images take {promised:,} bytes, and it has "
+            f"{len(data):,}."
+        )
+    records = data.reshape(-1, record)
+    highest = int(records[:, 0].max())
+    if highest >= len(_CIFAR_CLASSES):
+        raise ValueError(f"{path} is corrupt: it has the label {highest}, and labels are 0..9.")
+    return records
 
 
 # ---- point sets in the plane --------------------------------------------------------------------
