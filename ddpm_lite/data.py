@@ -333,8 +333,9 @@ def _pixels(path: Path, size: int | None, expected: _Format) -> np.ndarray:
     if size is not None:
         side = min(upright.size)
         left, top = ((length - side) // 2 for length in upright.size)
-        square = (left, top, left + side, top + side)
-        upright = upright.resize((size, size), Image.Resampling.BICUBIC, box=square)
+        # crop first: resize(box=…) would average over pixels outside of the box as well
+        square = upright.crop((left, top, left + side, top + side))
+        upright = square.resize((size, size), Image.Resampling.BICUBIC)
     elif upright.size != (expected.width, expected.height):
         raise ValueError(f"{path} is turned by its orientation tag: give a size (--size).")
     array = np.asarray(upright)
