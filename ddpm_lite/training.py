@@ -13,24 +13,15 @@ global generators, which a run borrows and gives back as it found them.
     trainer.run(progress=True)                                  # … killed …
     Trainer.resume("runs/digits", images).run(progress=True)    # goes on
 
-A run's folder:
-
-    config.json                      what is trained, on what, how, and what was chosen for it
-    metrics.jsonl                    one JSON object per record, as in `Trainer.history`
-    checkpoints/step-*.safetensors   the last two, each with all that going on needs
-    model.safetensors, model.json    at the end: the averaged weights, for `storage.load_model`
+A run's folder holds what `runs` describes, config.json, metrics.jsonl and the checkpoints, and at
+the end the averaged weights as a model for `storage.load_model`.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-import os
-import re
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -45,32 +36,37 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from ddpm_lite.hardware import (
+    PRECISIONS,
+    choose_device,
+    choose_precision,
+    interrupts_held_back,
+    place_among_processes,
+)
 from ddpm_lite.objective import STEP_SAMPLING, hybrid_loss, sample_steps, simple_loss
 from ddpm_lite.process import GaussianDiffusion
+from ddpm_lite.runs import (
+    RunFolder,
+    checkpoints,
+    describe_data,
+    read_checkpoint,
+    refuse_difference,
+    sha256,
+)
 from ddpm_lite.storage import (
     Record,
     build_diffusion,
     build_network,
     check_tensors,
-    clear_partial_files,
     describe_diffusion,
-    make_folder,
-    read_json,
-    read_tensors,
     save_model,
     schedule_tensors,
     to_json,
     with_prefix,
     without_prefix,
-    write_atomically,
-    write_tensors,
 )
 from ddpm_lite.unet import UNet
 
-CHECKPOINT_FORMAT = "ddpm-lite checkpoint 1"
-RUN_FORMAT = "ddpm-lite run 1"
-PRECISIONS = ("float32", "bf16", "auto")
-CHECKPOINTS_KEPT = 2
 QUARTERS = 4  # the loss is recorded for each quarter of 1..T
 
 
@@ -180,82 +176,6 @@ class TrainingConfig:
         for key in sorted(names - settings.keys()):
             raise ValueError(f"the training setting {key!r} is missing.")
         return cls(**{**settings, "betas": tuple(settings["betas"])})
-
-
-# ---- what the hardware can do -------------------------------------------------------------------
-
-
-def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """("bf16" or "float32", why), for a `precision` of the configuration.
-
-    Raises:
-        ValueError: if "bf16" is wanted where it would only be emulated.
-    """
-    native, why = _native_bf16(device)
-    if wanted == "bf16" and not native:
-        raise ValueError(f"precision 'bf16' is not to be had: {why}. Use 'float32' or 'auto'.")
-    if wanted == "auto":
-        return ("bf16" if native else "float32"), f"chosen, since {why}"
-    return wanted, "asked for"
-
-
-def _native_bf16(device: torch.device) -> tuple[bool, str]:
-    """Does this device multiply bf16 numbers in hardware? And the reason, as half a sentence."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return True, f"{name} computes with bf16 natively"
-        return False, f"{name} does not compute with bf16 natively"
-    if device.type == "cpu":
-        for feature, probe in (
-            ("AVX512-BF16", "_is_avx512_bf16_supported"),
-            ("AMX", "_is_amx_tile_supported"),
-        ):
-            if getattr(torch.cpu, probe, lambda: False)():
-                return True, f"this processor has {feature}"
-        return False, "this processor is not known to compute with bf16 natively"
-    return False, f"bf16 on {device.type} has not been tried"
-
-
-# ---- several processes --------------------------------------------------------------------------
-
-
-@contextmanager
-def process_group(device: str | None = None) -> Iterator[int]:
-    """Join the processes that torchrun started, and leave them at the end; gives this one's rank.
-
-    In a process of its own it does nothing and the rank is 0. GPUs talk through NCCL, each
-    process to its own; processors through gloo.
-
-        with process_group() as rank:
-            Trainer(…).run(progress=True)      # only rank 0 shows a bar and writes files
-
-    device: "cpu" for processors even where there are GPUs.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0
-        return
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
-
-
-def _place_among_processes() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    announced = int(os.environ.get("WORLD_SIZE", "1"))
-    if announced > 1:
-        raise ValueError(
-            f"torchrun started {announced} processes, but this one has not joined the others: "
-            "build the Trainer inside `with process_group():`."
-        )
-    return 0, 1
 
 
 # ---- batches ------------------------------------------------------------------------------------
@@ -428,8 +348,8 @@ class Trainer:
         device: str | torch.device | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.rank, self.processes = _place_among_processes()
-        self.device = _choose_device(device)
+        self.rank, self.processes = place_among_processes()
+        self.device = choose_device(device)
         self.precision, self.why_precision = choose_precision(config.precision, self.device)
         self.config, self.diffusion, self.about = config, diffusion, dict(about or {})
         images = _check_images(images, network)
@@ -450,7 +370,7 @@ class Trainer:
         self._dropout = _fresh_dropout_state(config.seed, self.rank, self.device)
         self._running = False
         self._broken_at = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.folder: Path | None = None
+        self.folder: RunFolder | None = None
         if folder is not None:
             self._open_folder(Path(folder), new=True)
 
@@ -493,13 +413,14 @@ class Trainer:
         if target < self.step:
             raise ValueError(f"the run has made {self.step} steps already, asked for {target}.")
         self._refuse_broken()
-        self._write_metrics()
+        if self.folder is not None and self.rank == 0:
+            self.folder.write_metrics(self.history)
         if self.step == 0:
             self._save_if_kept()
         with (
             self._progress_bar(target, progress) as bar,
             self._own_dropout(),
-            _interrupts_held_back(self.processes == 1) as interrupted,
+            interrupts_held_back(self.processes == 1) as interrupted,
         ):
             while self.step < target and not interrupted:
                 self._timed_step()
@@ -513,7 +434,7 @@ class Trainer:
         if interrupted:
             raise KeyboardInterrupt
         if self.folder is not None and self.rank == 0:
-            save_model(self.folder, self.ema, self.diffusion, self._describe_model())
+            save_model(self.folder.path, self.ema, self.diffusion, self._describe_model())
 
     def _train_step(self) -> None:
         """Algorithm 1 of DDPM, one turn: draw x_0, t and ε, and step down the loss's gradient.
@@ -574,8 +495,8 @@ class Trainer:
     def _refuse_broken(self) -> None:
         step = int(self._broken_at)
         if step:
-            kept = self._latest_checkpoint()
-            end = f"; {kept} is the last good state" if kept else ""
+            kept = [] if self.folder is None else checkpoints(self.folder.path)
+            end = f"; {kept[-1]} is the last good state" if kept else ""
             raise FloatingPointError(
                 f"the loss or its gradient is not a finite number at step {step}: a smaller "
                 f"learning rate, a longer warm-up or data in [-1, 1] may be what is missing{end}."
@@ -608,13 +529,7 @@ class Trainer:
             }
         )
         if self.folder is not None and self.rank == 0:
-            _append_line(self.folder / "metrics.jsonl", _json_line(self.history[-1]))
-
-    def _write_metrics(self) -> None:
-        """All records, so that the file never holds a torn line or one from beyond `step`."""
-        if self.folder is not None and self.rank == 0:
-            lines = "".join(_json_line(record) for record in self.history)
-            write_atomically(self.folder / "metrics.jsonl", lines.encode())
+            self.folder.append(self.history[-1])
 
     def _progress_bar(self, target: int, shown: bool) -> Any:
         size = self.config.batch_size
@@ -655,16 +570,8 @@ class Trainer:
                 "a run that is kept in a folder needs a UNet, whose configuration can be stored, "
                 f"got {type(self.network).__name__}."
             )
-        self._identity = self._identify()
+        self.folder = RunFolder(folder, self._identify())
         if self.rank == 0:
-            if new and (folder / "config.json").exists():
-                raise FileExistsError(
-                    f"{folder} holds a run already: go on with it by Trainer.resume, or choose "
-                    "another folder."
-                )
-            make_folder(folder / "checkpoints")
-            for place in (folder, folder / "checkpoints"):
-                clear_partial_files(place)
             chosen = {
                 "device": str(self.device),
                 "processes": self.processes,
@@ -672,9 +579,7 @@ class Trainer:
                 "why": self.why_precision,
                 "torch": torch.__version__,
             }
-            record = {"format": RUN_FORMAT, "run": self._identity, "chosen": chosen}
-            write_atomically(folder / "config.json", to_json(record))
-        self.folder = folder
+            self.folder.open(chosen, new=new)
 
     def _identify(self) -> Record:
         """What makes this run this run: it can only be resumed as the same."""
@@ -684,8 +589,8 @@ class Trainer:
             "training": self.config.to_dict(),
             "network": self.network.config.to_dict(),
             "diffusion": describe_diffusion(self.diffusion)
-            | {"schedule_sha256": _sha256(*schedule.values())},
-            "data": _describe_data(self.batches.images, self.batches.labels),
+            | {"schedule_sha256": sha256(*schedule.values())},
+            "data": describe_data(self.batches.images, self.batches.labels),
             "about": self.about,
         }
         return json.loads(to_json(identity))  # tuples become lists, as they are read back
@@ -701,7 +606,7 @@ class Trainer:
             "processes": self.processes,
             "torch": torch.__version__,
             "settings": self.config.to_dict(),
-            "data": self._identity["data"],
+            "data": describe_data(self.batches.images, self.batches.labels),
         }
         shape = self.batches.images.shape
         return {**self.about, "image_size": shape[-1], "channels": shape[1], "training": training}
@@ -722,18 +627,8 @@ class Trainer:
             raise ValueError("this run keeps no folder: give Trainer a folder to save into.")
         self._refuse_broken()
         dropout = self._gather_dropout_states()
-        if self.rank != 0:
-            return
-        place = self.folder / "checkpoints"
-        record = {
-            "format": CHECKPOINT_FORMAT,
-            "step": self.step,
-            "run": self._identity,
-            "history": self.history,
-        }
-        write_tensors(place / f"step-{self.step:08d}.safetensors", self._state() | dropout, record)
-        for old in _checkpoints(self.folder)[:-CHECKPOINTS_KEPT]:
-            old.unlink(missing_ok=True)
+        if self.rank == 0:
+            self.folder.save(self.step, self._state() | dropout, self.history)
 
     def _save_if_kept(self) -> None:
         if self.folder is not None:
@@ -771,15 +666,11 @@ class Trainer:
                 other data. Nothing is changed then.
         """
         folder = Path(folder)
-        path = _newest_checkpoint(folder)
-        tensors, record = read_tensors(path)
-        if record.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(f"{path} is not a checkpoint but {record.get('format')!r}.")
+        path, tensors, record = read_checkpoint(folder)
         run = record["run"]
-        kept = read_json(folder / "config.json")
-        _refuse_difference(path, run, kept.get("run", {}), folder / "config.json")
-        data = _describe_data(_as_float32(images), labels)
-        _refuse_difference(path, run["data"], json.loads(to_json(data)), "the data given")
+        refuse_difference(
+            path, run["data"], describe_data(_as_float32(images), labels), "the data given here"
+        )
         trainer = cls(
             build_network(run, path),
             build_diffusion(run, tensors, path),
@@ -791,7 +682,8 @@ class Trainer:
         )
         trainer._restore(path, tensors, record)
         trainer._open_folder(folder, new=False)
-        trainer._write_metrics()
+        if trainer.folder is not None and trainer.rank == 0:
+            trainer.folder.write_metrics(trainer.history)
         return trainer
 
     def _restore(self, path: Path, tensors: dict[str, Tensor], record: Record) -> None:
@@ -832,10 +724,6 @@ class Trainer:
                 key: torch.empty_like(parameter, requires_grad=False).copy_(value)
                 for key, value in moments.items()
             }
-
-    def _latest_checkpoint(self) -> Path | None:
-        kept = [] if self.folder is None else _checkpoints(self.folder)
-        return kept[-1] if kept else None
 
     # ---- dropout's randomness -------------------------------------------------------------
 
@@ -887,100 +775,6 @@ def _fresh_dropout_state(seed: int, rank: int, device: torch.device) -> dict[str
     return state
 
 
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    found = (folder / "checkpoints").glob("step-*.safetensors")
-    named = [path for path in found if re.fullmatch(r"step-\d+", path.stem)]
-    return sorted(named, key=lambda path: int(path.stem.removeprefix("step-")))
-
-
-def _newest_checkpoint(folder: Path) -> Path:
-    found = _checkpoints(folder)
-    if not found:
-        raise FileNotFoundError(f"there is no run in {folder}: it holds no checkpoint.")
-    return found[-1]
-
-
-def _json_line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _append_line(path: Path, line: str) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise type(error)(
-            f"could not write {path}: {error.strerror}; the checkpoints are unchanged."
-        ) from error
-
-
-def _sha256(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _describe_data(images: Tensor, labels: Tensor | None) -> Record:
-    return {
-        "shape": list(images.shape),
-        "sha256": _sha256(images),
-        "labels_sha256": None if labels is None else _sha256(labels),
-    }
-
-
-def _refuse_difference(path: Path, kept: Any, here: Any, source: str | Path) -> None:
-    """Refuse a checkpoint that was written under another description, naming where it differs."""
-    found = _first_difference(kept, here, "")
-    if found is not None:
-        key, before, now = found
-        raise ValueError(
-            f"{path} belongs to another run: it was written with {key} = {before!r}, but "
-            f"{source} says {now!r}."
-        )
-
-
-def _first_difference(left: Any, right: Any, key: str) -> tuple[str, Any, Any] | None:
-    if isinstance(left, dict) and isinstance(right, dict):
-        for name in [*left, *(right.keys() - left.keys())]:
-            inner = f"{key}.{name}" if key else str(name)
-            found = _first_difference(left.get(name), right.get(name), inner)
-            if found is not None:
-                return found
-        return None
-    return None if left == right else (key, left, right)
-
-
-# ---- interruption -------------------------------------------------------------------------------
-
-
-@contextmanager
-def _interrupts_held_back(wanted: bool) -> Iterator[list[int]]:
-    """Ctrl-C fills this list instead of tearing a step apart; a second one interrupts at once.
-
-    Only the main thread may ask for that, and only where no other process waits for this one.
-    """
-    noted: list[int] = []
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 # ---- checks at the boundary ---------------------------------------------------------------------
 
 
@@ -1012,18 +806,6 @@ def _check_number(
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device {str(chosen)!r} was asked for, but there is no GPU to use.")
-        if str(chosen) == "cuda":
-            chosen = torch.device("cuda", torch.cuda.current_device())
-    return chosen
 
 
 def _num_classes(network: nn.Module) -> int | None:
