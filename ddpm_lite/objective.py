@@ -11,8 +11,8 @@ and drops the weight in front, which `dropped_weights` holds.
 
 Steps t are those of the diffusion's own chain, 1..T. On a respaced chain the denoiser is called
 with the numbers that those steps have in the original chain, `schedule.timesteps[t]`. The bound of
-a respaced chain is the bound of the model that samples along it: another model, whose steps are
-longer and whose bound is in general looser.
+a respaced chain is that of the model which samples along it: another model with another bound, not
+an estimate of the long chain's.
 
 `levels` says what kind of data x_0 is, and has no default anywhere: an int K for data on the K
 values −1 + 2k/(K−1), which have probabilities; None for continuous data, which have densities.
@@ -55,7 +55,7 @@ def simple_loss(
     The target is what the denoiser predicts: ε, x_0, or v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0. Of a denoiser
     with a learned variance only the prediction is compared; its variance gets no gradient here.
 
-    Paper: DDPM Eq. 14.
+    Paper: DDPM Eq. 14 (there summed over coordinates).
 
     Args:
         x0: (B, …). noise: ε, same shape. t: 1..T, an int or int64 (B,). y: int64 (B,) or None.
@@ -85,7 +85,7 @@ def hybrid_loss(
     L_simple alone trains the mean. The factor T is there because a mean over random t estimates
     the bound's sum divided by T. Improved DDPM's λ = 0.001 is ``weight=0.001``.
 
-    Paper: Improved DDPM Eq. 16.
+    Paper: Improved DDPM section 3.1.
     Raises:
         ValueError: if the variance is not learned, the weight is negative, or as `bound_term`.
     """
@@ -119,6 +119,8 @@ def sample_steps(n: int, T: int, generator: torch.Generator, method: str) -> Ten
     The stratified draw is exact also where n does not divide T: it cuts the n·T numbers
     0..n·T−1 into n parts of T, draws one number from each, and p//n + 1 is the step.
 
+    Source: a batch that covers the steps evenly is the "low-discrepancy sampler" of Kingma et al.,
+        arXiv 2107.00630, appendix I, where one random number shifts all the parts together.
     Raises:
         ValueError: if n or T is not at least 1, or the method is none of these.
     """
@@ -346,11 +348,14 @@ def _log_mass(law: Gaussian, level: Tensor, levels: int) -> Tensor:
     deviation = law.variance.sqrt()
     low, high = (centre - half - law.mean) / deviation, (centre + half - law.mean) / deviation
     first, last = level == 0, level == levels - 1
-    mirror = torch.where(first | last, last, low + high > 0)  # the open end is the left one
+    mirror = torch.where(first | last, last, low + high > 0)  # the open end is the left one …
     left, right = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
     log_right = torch.special.log_ndtr(right)
-    closed = log_right + (-torch.expm1(torch.special.log_ndtr(left) - log_right)).log()
-    return torch.where(first | last, log_right, closed)
+    log_ratio = torch.special.log_ndtr(left) - log_right
+    log_ratio = log_ratio.masked_fill(
+        first | last, -math.inf
+    )  # … where Φ(a) = 0, also in gradients
+    return log_right + (-torch.expm1(log_ratio)).log()
 
 
 def _level_of(x0: Tensor, levels: int) -> Tensor:

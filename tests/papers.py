@@ -5,7 +5,7 @@ paper: ``betas[t]`` is β_t for t = 1..T and ``betas[0]`` is unused. DDPM is Ho 
 arXiv 2006.11239; DDIM is Song et al. (2020), arXiv 2010.02502, whose α_t is DDPM's ᾱ_t.
 """
 
-from math import prod, sqrt
+from math import erf, inf, prod, sqrt
 
 
 def ddpm_alpha(betas, t):
@@ -36,6 +36,18 @@ def ddpm_eq_11(betas, x_t, eps, t):
     """μ_θ(x_t, t) from the predicted noise."""
     bar = ddpm_alpha_bar(betas, t)
     return 1 / sqrt(ddpm_alpha(betas, t)) * (x_t - betas[t] / sqrt(1 - bar) * eps)
+
+
+def ddpm_eq_12(betas, variance, t):
+    """The factor in front of ‖ε − ε_θ‖², with σ_t² = variance."""
+    return betas[t] ** 2 / (2 * variance * ddpm_alpha(betas, t) * (1 - ddpm_alpha_bar(betas, t)))
+
+
+def ddpm_eq_13(x, mean, variance):
+    """One factor of p_θ(x_0 | x_1): the Gaussian integrated from δ₋(x) to δ₊(x), 256 levels."""
+    above = inf if x == 1 else x + 1 / 255
+    below = -inf if x == -1 else x - 1 / 255
+    return (erf((above - mean) / sqrt(2 * variance)) - erf((below - mean) / sqrt(2 * variance))) / 2
 
 
 def ddim_eq_7(bar_s, bar_t, sigma, x_t, x0):
