@@ -370,7 +370,7 @@ class Trainer:
         self._dropout = _fresh_dropout_state(config.seed, self.rank, self.device)
         self._running = False
         self._broken_at = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.folder: RunFolder | None = None
+        self._kept: RunFolder | None = None
         if folder is not None:
             self._open_folder(Path(folder), new=True)
 
@@ -390,6 +390,11 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),  # one pass over the weights instead of ten
         )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run is kept, if it is."""
+        return None if self._kept is None else self._kept.path
 
     # ---- the loop -------------------------------------------------------------------------
 
@@ -413,8 +418,8 @@ class Trainer:
         if target < self.step:
             raise ValueError(f"the run has made {self.step} steps already, asked for {target}.")
         self._refuse_broken()
-        if self.folder is not None and self.rank == 0:
-            self.folder.write_metrics(self.history)
+        if self._kept is not None and self.rank == 0:
+            self._kept.write_metrics(self.history)
         if self.step == 0:
             self._save_if_kept()
         with (
@@ -433,8 +438,8 @@ class Trainer:
         self._save_if_kept()
         if interrupted:
             raise KeyboardInterrupt
-        if self.folder is not None and self.rank == 0:
-            save_model(self.folder.path, self.ema, self.diffusion, self._describe_model())
+        if self._kept is not None and self.rank == 0:
+            save_model(self._kept.path, self.ema, self.diffusion, self._describe_model())
 
     def _train_step(self) -> None:
         """Algorithm 1 of DDPM, one turn: draw x_0, t and ε, and step down the loss's gradient.
@@ -495,7 +500,7 @@ class Trainer:
     def _refuse_broken(self) -> None:
         step = int(self._broken_at)
         if step:
-            kept = [] if self.folder is None else checkpoints(self.folder.path)
+            kept = [] if self._kept is None else checkpoints(self._kept.path)
             end = f"; {kept[-1]} is the last good state" if kept else ""
             raise FloatingPointError(
                 f"the loss or its gradient is not a finite number at step {step}: a smaller "
@@ -528,8 +533,8 @@ class Trainer:
                 "images_per_second": images / seconds,
             }
         )
-        if self.folder is not None and self.rank == 0:
-            self.folder.append(self.history[-1])
+        if self._kept is not None and self.rank == 0:
+            self._kept.append(self.history[-1])
 
     def _progress_bar(self, target: int, shown: bool) -> Any:
         size = self.config.batch_size
@@ -570,7 +575,7 @@ class Trainer:
                 "a run that is kept in a folder needs a UNet, whose configuration can be stored, "
                 f"got {type(self.network).__name__}."
             )
-        self.folder = RunFolder(folder, self._identify())
+        self._kept = RunFolder(folder, self._identify())
         if self.rank == 0:
             chosen = {
                 "device": str(self.device),
@@ -579,7 +584,7 @@ class Trainer:
                 "why": self.why_precision,
                 "torch": torch.__version__,
             }
-            self.folder.open(chosen, new=new)
+            self._kept.open(chosen, new=new)
 
     def _identify(self) -> Record:
         """What makes this run this run: it can only be resumed as the same."""
@@ -623,15 +628,15 @@ class Trainer:
             FloatingPointError: if NaN has been met.
             OSError: if it cannot be written; earlier checkpoints are then all still there.
         """
-        if self.folder is None:
+        if self._kept is None:
             raise ValueError("this run keeps no folder: give Trainer a folder to save into.")
         self._refuse_broken()
         dropout = self._gather_dropout_states()
         if self.rank == 0:
-            self.folder.save(self.step, self._state() | dropout, self.history)
+            self._kept.save(self.step, self._state() | dropout, self.history)
 
     def _save_if_kept(self) -> None:
-        if self.folder is not None:
+        if self._kept is not None:
             self.save()
 
     def _state(self) -> dict[str, Tensor]:
@@ -682,8 +687,8 @@ class Trainer:
         )
         trainer._restore(path, tensors, record)
         trainer._open_folder(folder, new=False)
-        if trainer.folder is not None and trainer.rank == 0:
-            trainer.folder.write_metrics(trainer.history)
+        if trainer._kept is not None and trainer.rank == 0:
+            trainer._kept.write_metrics(trainer.history)
         return trainer
 
     def _restore(self, path: Path, tensors: dict[str, Tensor], record: Record) -> None:
