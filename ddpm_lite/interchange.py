@@ -525,8 +525,9 @@ def _scheduler_of(
         "clip_sample_range": 1.0 if clip is None else float(clip[1]),
         "thresholding": False,
         "rescale_betas_zero_snr": False,
-        # Their default, "leading", never visits the noisiest steps when it takes fewer than T.
-        "timestep_spacing": "trailing",
+        # For fewer than T steps. "leading", their default, does not start at T; "trailing" does not
+        # end at 1, and then their last step adds noise to the finished image.
+        "timestep_spacing": "linspace",
         "steps_offset": 0,
     }
 

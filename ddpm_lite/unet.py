@@ -566,9 +566,11 @@ class UNet(nn.Module):
     def _check(self, x: Tensor, t: int | Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """t and y as int64 tensors, after checking them and the shape of x."""
         config = self.config
-        wanted = (config.in_channels, config.image_size, config.image_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise ValueError(f"x must have shape (B, *{wanted}), got {tuple(x.shape)}.")
+        channels, side = config.in_channels, config.image_size
+        if x.ndim != 4 or tuple(x.shape[1:]) != (channels, side, side):
+            raise ValueError(
+                f"x must have shape (B, {channels}, {side}, {side}), got {tuple(x.shape)}."
+            )
         t = _check_index("t", t, x, 1, None)
         if config.num_classes is None:
             if y is not None:
