@@ -255,7 +255,9 @@ def write_json(path: Path, record: Record) -> None:
 def grid_png(images: Tensor, columns: int | None = None) -> bytes:
     """Images (N, C, H, W) in [−1, 1] side by side as a PNG, pixel for pixel.
 
-    Small images are enlarged by a whole factor, without smoothing, to about 64 pixels a side; light grey parts them.
+    Small images are enlarged by a whole factor, without smoothing, to about 64 pixels a side.
+    Light grey parts them.
+
     columns: default: as many as make the grid nearly square.
     """
     from PIL import Image

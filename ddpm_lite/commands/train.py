@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ddpm_lite.commands import common
 from ddpm_lite.commands.common import Refused, say
@@ -280,9 +280,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(given: argparse.Namespace, prog: str, arguments: list[str]) -> None:
+    with common.refusing():
+        build = _resumed(given) if given.resume else _new(given)
+    # joined only now: a process that is refused must not leave others waiting for it
     with process_group(given.device):
         with common.refusing():
-            trainer = _resumed(given) if given.resume else _new(given)
+            trainer = build()
         if not given.quiet:
             say(trainer.report())
         target = max(given.steps or trainer.config.steps, trainer.step)
@@ -296,7 +299,8 @@ def _train(given: argparse.Namespace, prog: str, arguments: list[str]) -> None:
             _finish(given, trainer, prog, arguments)
 
 
-def _new(given: argparse.Namespace) -> Trainer:
+def _new(given: argparse.Namespace) -> Callable[[], Trainer]:
+    """Check all of the request that can be checked now; the result builds the trainer."""
     if given.data is None:
         raise Refused("--data is missing: digits, or a folder of images.")
     _refuse_used_folder(given.out)
@@ -305,7 +309,6 @@ def _new(given: argparse.Namespace) -> Trainer:
     diffusion = _diffusion(given)
     config = _network_config(given, PRESETS[preset], dataset, diffusion)
     settings = _training_config(given, USUAL[preset], dataset, diffusion)
-    network = UNet(config, torch.Generator().manual_seed(settings.seed + NETWORK_SEED))
     about = {
         "data": given.data,
         "data_options": {"size": given.size, "channels": given.channels},
@@ -314,9 +317,8 @@ def _new(given: argparse.Namespace) -> Trainer:
     }
     if not given.quiet:
         say(f"images     {dataset}")
-    _wait_for_all()  # nobody looks for an empty folder after another has begun to fill it
-    return Trainer(
-        network,
+    return lambda: Trainer(
+        UNet(config, torch.Generator().manual_seed(settings.seed + NETWORK_SEED)),
         diffusion,
         dataset.images,
         settings,
@@ -326,7 +328,7 @@ def _new(given: argparse.Namespace) -> Trainer:
     )
 
 
-def _resumed(given: argparse.Namespace) -> Trainer:
+def _resumed(given: argparse.Namespace) -> Callable[[], Trainer]:
     fixed = [
         name
         for name, value in vars(given).items()
@@ -334,8 +336,8 @@ def _resumed(given: argparse.Namespace) -> Trainer:
     ]
     if fixed:
         raise Refused(
-            f"--resume goes on with the settings in {given.out}: --steps, --device, --samples, --quiet "
-            f"and --data may be given, --{fixed[0].replace('_', '-')} not."
+            f"--resume goes on with the settings in {given.out}: --{fixed[0].replace('_', '-')} "
+            "cannot be changed, only --steps, --device, --samples, --quiet and --data."
         )
     if not (given.out / "config.json").is_file():
         raise Refused(f"there is no run in {given.out} to go on with: it holds no config.json.")
@@ -345,8 +347,7 @@ def _resumed(given: argparse.Namespace) -> Trainer:
     dataset = load(given.data or about["data"], "train", **about.get("data_options", {}))
     if not given.quiet:
         say(f"images     {dataset}")
-    _wait_for_all()
-    return Trainer.resume(given.out, dataset.images, device=given.device)
+    return lambda: Trainer.resume(given.out, dataset.images, device=given.device)
 
 
 def _finish(given: argparse.Namespace, trainer: Trainer, prog: str, arguments: list[str]) -> None:
@@ -380,11 +381,6 @@ def _finish(given: argparse.Namespace, trainer: Trainer, prog: str, arguments: l
         say(common.table(lines))
 
 
-def _wait_for_all() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
 def _refuse_used_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise Refused(f"{out} is a file; the run needs a folder.")
@@ -415,9 +411,9 @@ def _diffusion(given: argparse.Namespace) -> GaussianDiffusion:
     left = schedule.alpha_bar[-1].item()
     if left > MOST_SIGNAL_LEFT:
         raise Refused(
-            f"after T = {schedule.T} steps of the linear schedule {left:.0%} of the image's variance "
-            "is still there, and sampling starts from pure noise: say --schedule cosine, which fits "
-            "any T."
+            f"after T = {schedule.T} steps of the linear schedule {left:.0%} of the image's "
+            "variance is still there, and sampling starts from pure noise: say --schedule cosine, "
+            "which fits any T."
         )
     return GaussianDiffusion(schedule, given.prediction or "eps", given.variance or "posterior")
 
