@@ -348,13 +348,13 @@ def _log_mass(law: Gaussian, level: Tensor, levels: int) -> Tensor:
     deviation = law.variance.sqrt()
     low, high = (centre - half - law.mean) / deviation, (centre + half - law.mean) / deviation
     first, last = level == 0, level == levels - 1
-    mirror = torch.where(first | last, last, low + high > 0)  # the open end is the left one …
+    # Of an open bin, the finite end becomes the right one, and Φ(left) is 0. Filled in after the
+    # logarithms, so that no gradient passes through an infinity.
+    mirror = torch.where(first | last, last, low + high > 0)
     left, right = torch.where(mirror, -high, low), torch.where(mirror, -low, high)
     log_right = torch.special.log_ndtr(right)
     log_ratio = torch.special.log_ndtr(left) - log_right
-    log_ratio = log_ratio.masked_fill(
-        first | last, -math.inf
-    )  # … where Φ(a) = 0, also in gradients
+    log_ratio = log_ratio.masked_fill(first | last, -math.inf)
     return log_right + (-torch.expm1(log_ratio)).log()
 
 
