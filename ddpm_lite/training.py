@@ -369,6 +369,7 @@ class Trainer:
         self._clock = (0.0, 0)  # seconds and images since the last record, in this process
         self._dropout = _fresh_dropout_state(config.seed, self.rank, self.device)
         self._running = False
+        self._looks_at_every_step = self.device.type == "cpu"  # see `_watch`
         self._broken_at = torch.zeros((), dtype=torch.int64, device=self.device)
         self._kept: RunFolder | None = None
         if folder is not None:
@@ -494,7 +495,7 @@ class Trainer:
         """
         broken = ~(loss.isfinite().all() & norm.isfinite()) & (self._broken_at == 0)
         self._broken_at = torch.where(broken, self.step + 1, self._broken_at)
-        if self.device.type == "cpu":
+        if self._looks_at_every_step:
             self._refuse_broken()
 
     def _refuse_broken(self) -> None:
@@ -521,7 +522,7 @@ class Trainer:
         self._refuse_broken()
         means = self.tally.read(self.processes)  # on a GPU this waits for the steps to be done
         seconds, images = self._clock
-        seconds += time.perf_counter() - start
+        seconds = max(seconds + time.perf_counter() - start, 1e-9)
         self._clock = (0.0, 0)
         self.history.append(
             {
@@ -661,7 +662,8 @@ class Trainer:
         """The run of this folder as it was at its last checkpoint, ready to `run` on.
 
         On the CPU that it was begun on, the weights it ends with are bit for bit those of a run
-        without a break. Records from after the checkpoint are dropped: they will come again.
+        without a break. Records from after the checkpoint are dropped: they will come again. On
+        another device, or in more processes, the batches are the same, but dropout draws afresh.
 
         images, labels: those that the run was begun with, which is checked.
 
@@ -695,11 +697,13 @@ class Trainer:
         """Take over a checkpoint's state, after every tensor in it was checked."""
         dropout = without_prefix("dropout", tensors)
         found = {name: t for name, t in tensors.items() if not name.startswith("dropout.")}
-        order = {"batches.order": found.get("batches.order", self.batches.order)}  # any length
-        wanted = self._state() | order
+        wanted = self._state()
+        wanted["batches.order"] = found.get("batches.order", self.batches.order)  # of any length
         if record["step"] > 0:
             wanted |= self._moments_of_adam()
         check_tensors(found, wanted, path)
+        if "0.cpu" not in dropout:
+            raise ValueError(f"{path} lacks the tensor 'dropout.0.cpu'.")
         self.network.load_state_dict(without_prefix("network", found))
         self.ema.load_state_dict(without_prefix("ema", found))
         if record["step"] > 0:
