@@ -64,7 +64,7 @@ def train(recipe: dict) -> Classifier:
 def initialise(g: torch.Generator) -> Classifier:
     """Weights uniform within ±1/√fan-in, no biases, all from the generator."""
     with torch.device("meta"):
-        network = Classifier()
+        network = Classifier().float()
     network = network.to_empty(device="cpu")
     with torch.no_grad():
         for layer in network.modules():
