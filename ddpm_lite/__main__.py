@@ -11,6 +11,7 @@ import sys
 COMMANDS = {  # name -> (module, what it does, what to install for it)
     "train": ("ddpm_lite.commands.train", "train a model on digits or on your images", "ddpm-lite"),
     "sample": ("ddpm_lite.commands.sample", "draw images from a model", "ddpm-lite"),
+    "evaluate": ("ddpm_lite.commands.evaluate", "measure a model against real images", "ddpm-lite"),
     "export": ("ddpm_lite.commands.export", "write a model for diffusers", "ddpm-lite"),
     "info": ("ddpm_lite.commands.info", "say what is in a model or a run", "ddpm-lite"),
     "book": ("ddpm_lite.book.cli", "press, check, copy and open the book", "ddpm-lite[book]"),
