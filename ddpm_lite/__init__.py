@@ -3,9 +3,36 @@
 The public names are imported from here; see the chapters for the mathematics behind each.
 """
 
+from ddpm_lite.objective import bits_per_dim, simple_loss, variational_bound
 from ddpm_lite.process import Gaussian, GaussianDiffusion, Prediction
+from ddpm_lite.sampling import State, generate, sample, trajectory
 from ddpm_lite.schedule import NoiseSchedule
+from ddpm_lite.storage import Model, load_model, save_model, shipped
+from ddpm_lite.training import Trainer, TrainingConfig
+from ddpm_lite.unet import PRESETS, UNet, UNetConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["Gaussian", "GaussianDiffusion", "NoiseSchedule", "Prediction", "__version__"]
+__all__ = [
+    "PRESETS",
+    "Gaussian",
+    "GaussianDiffusion",
+    "Model",
+    "NoiseSchedule",
+    "Prediction",
+    "State",
+    "Trainer",
+    "TrainingConfig",
+    "UNet",
+    "UNetConfig",
+    "__version__",
+    "bits_per_dim",
+    "generate",
+    "load_model",
+    "sample",
+    "save_model",
+    "shipped",
+    "simple_loss",
+    "trajectory",
+    "variational_bound",
+]
