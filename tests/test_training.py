@@ -28,8 +28,9 @@ from ddpm_lite.storage import (
     without_prefix,
     write_tensors,
 )
-from ddpm_lite.training import Batches, Trainer, TrainingConfig, ema_decay, update_average
+from ddpm_lite.training import Batches, Tally, Trainer, TrainingConfig, ema_decay, update_average
 
+CPU = torch.device("cpu")
 DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(20, 1e-3, 0.3))
 IMAGES = small_images()
 LABELS = torch.arange(37) % 3
@@ -262,7 +263,7 @@ def by_hand(network, diffusion, images, settings, steps):
 
 def test_training_is_algorithm_1():
     """Warm-up, clipping (it bites: see below), decoupled weight decay, Adam and the average."""
-    settings = config(weight_decay=0.05, betas=(0.8, 0.95), clip_norm=0.5, ema_decay=0.4)
+    settings = config(weight_decay=0.05, betas=(0.8, 0.95), clip_norm=0.5, ema_decay=0.9)
     start = small_network(initialisation="torch")
     trainer = Trainer(copy.deepcopy(start), DIFFUSION, IMAGES, settings, device="cpu")
     trainer.run(9)
@@ -299,6 +300,18 @@ def test_a_record_holds_the_means_since_the_last():
         for quarter, mean in enumerate(record["loss_by_quartile"]):
             inside = (t[part] > 5 * quarter) & (t[part] <= 5 * (quarter + 1))  # T = 20
             assert mean == pytest.approx(losses[part][inside].mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("T", [1, 3, 4, 10, 1000])
+def test_the_quarters_share_the_steps_fairly(T):
+    tally = Tally(T, CPU)
+    t = torch.arange(1, T + 1)
+    tally.add(t, t.double(), torch.tensor(2.0))
+    means = tally.read(1)["loss_by_quartile"]
+    parts = [[n for n in range(1, T + 1) if q <= 4 * (n - 1) / T < q + 1] for q in range(4)]
+    assert sum(len(part) for part in parts) == T
+    assert means == [sum(part) / len(part) if part else None for part in parts]
+    assert tally.sums.tolist() == 10 * [0.0]
 
 
 def test_a_quarter_without_images_has_no_loss():
@@ -961,9 +974,6 @@ def test_a_folder_needs_a_network_that_can_be_built_again(tmp_path):
 
 
 # ---- the machine -------------------------------------------------------------------------------
-
-
-CPU = torch.device("cpu")
 
 
 def test_precision_is_chosen_where_the_hardware_has_it_and_the_reason_given(monkeypatch):
