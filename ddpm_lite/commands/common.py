@@ -187,6 +187,21 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--size",
+        type=whole_number(1),
+        metavar="N",
+        help="for PNG and JPEG: cut each image's central square out and shrink it to N×N",
+    )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="for PNG and JPEG: convert all to grey (1) or RGB (3)",
+    )
+
+
 # ---- models -------------------------------------------------------------------------------------
 
 

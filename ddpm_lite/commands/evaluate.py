@@ -56,6 +56,7 @@ def _parser(prog: str) -> common.Parser:
         help="digits, or a folder of images as for `train`; if not given, what the model was "
         "trained on",
     )
+    common.add_image_options(parser)
     parser.add_argument(
         "--generations",
         type=common.whole_number(FEWEST_GENERATIONS),
@@ -157,10 +158,11 @@ def _data(given: argparse.Namespace, model: Model) -> tuple[Dataset, Dataset]:
     spec = given.data or model.about.get("data")
     if spec is None:
         raise Refused("--data is missing, and the model does not say what it was trained on.")
-    options = model.about.get("data_options", {}) if spec == model.about.get("data") else {}
-    if not options and spec != "digits":
-        config = model.network.config
-        options = {"size": config.image_size, "channels": config.in_channels}
+    trained = {} if spec == "digits" else model.about.get("data_options", {})
+    options = {
+        name: trained.get(name) if getattr(given, name) is None else getattr(given, name)
+        for name in ("size", "channels")
+    }
     train, heldout = (load(spec, split, **options) for split in ("train", "heldout"))
     wanted = sample.image_shape(model, 1)[1:]
     if tuple(train.images.shape[1:]) != wanted:

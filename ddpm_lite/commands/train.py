@@ -85,18 +85,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "PNG and JPEG files; of MNIST's or Fashion-MNIST's idx files, packed or not; of CIFAR-10's "
         "binary version (data_batch_1.bin, …)",
     )
-    group.add_argument(
-        "--size",
-        type=common.whole_number(1),
-        metavar="N",
-        help="for PNG and JPEG: cut each image's central square out and shrink it to N×N",
-    )
-    group.add_argument(
-        "--channels",
-        type=int,
-        choices=(1, 3),
-        help="for PNG and JPEG: convert all to grey (1) or RGB (3)",
-    )
+    common.add_image_options(group)
     group.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="the run's folder; new or empty"
     )
@@ -281,13 +270,13 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(given: argparse.Namespace, prog: str, arguments: list[str]) -> None:
     with common.refusing():
-        build = _resumed(given) if given.resume else _new(given)
+        dataset, build = _resumed(given) if given.resume else _new(given)
     # joined only now: a process that is refused must not leave others waiting for it
     with process_group(given.device):
         with common.refusing():
             trainer = build()
         if not given.quiet:
-            say(trainer.report())
+            say(f"images     {dataset}\n{trainer.report()}")
         target = max(given.steps or trainer.config.steps, trainer.step)
         try:
             trainer.run(target, progress=not given.quiet)
@@ -299,8 +288,8 @@ def _train(given: argparse.Namespace, prog: str, arguments: list[str]) -> None:
             _finish(given, trainer, prog, arguments)
 
 
-def _new(given: argparse.Namespace) -> Callable[[], Trainer]:
-    """Check all of the request that can be checked now; the result builds the trainer."""
+def _new(given: argparse.Namespace) -> tuple[Dataset, Callable[[], Trainer]]:
+    """Check all of the request that can be checked now: the data, and what builds the trainer."""
     if given.data is None:
         raise Refused("--data is missing: digits, or a folder of images.")
     _refuse_used_folder(given.out)
@@ -315,9 +304,7 @@ def _new(given: argparse.Namespace) -> Callable[[], Trainer]:
         "levels": dataset.levels,
         "preset": preset,
     }
-    if not given.quiet:
-        say(f"images     {dataset}")
-    return lambda: Trainer(
+    return dataset, lambda: Trainer(
         UNet(config, torch.Generator().manual_seed(settings.seed + NETWORK_SEED)),
         diffusion,
         dataset.images,
@@ -328,7 +315,7 @@ def _new(given: argparse.Namespace) -> Callable[[], Trainer]:
     )
 
 
-def _resumed(given: argparse.Namespace) -> Callable[[], Trainer]:
+def _resumed(given: argparse.Namespace) -> tuple[Dataset, Callable[[], Trainer]]:
     fixed = [
         name
         for name, value in vars(given).items()
@@ -345,9 +332,7 @@ def _resumed(given: argparse.Namespace) -> Callable[[], Trainer]:
     if "data" not in about:
         raise Refused(f"the run in {given.out} was not begun by this command.")
     dataset = load(given.data or about["data"], "train", **about.get("data_options", {}))
-    if not given.quiet:
-        say(f"images     {dataset}")
-    return lambda: Trainer.resume(given.out, dataset.images, device=given.device)
+    return dataset, lambda: Trainer.resume(given.out, dataset.images, device=given.device)
 
 
 def _finish(given: argparse.Namespace, trainer: Trainer, prog: str, arguments: list[str]) -> None:
