@@ -42,3 +42,22 @@ def x0_from_eps(x_t, t, eps, alpha_bar):
 def posterior(x_t, x0, t, s, alpha_bar):
     """Exercise 4.2: the pair (mean, variance) of q(x_s | x_t, x_0), for 0 ≤ s < t ≤ T."""
     raise NotImplementedError("your turn")
+
+
+# ---- Chapter 5: the ε-loss -------------------------------------------------------------------------
+
+
+def simple_loss(denoiser, x0, t, noise, alpha_bar):
+    """Exercise 5.8: the mean squared error of the guessed noise, one number, for x0 of shape (B, D).
+
+    Here t is an int64 tensor (B,), a step for each row; the network is called as denoiser(x_t, t).
+    """
+    raise NotImplementedError("your turn")
+
+
+# ---- Chapter 6: the U-Net --------------------------------------------------------------------------
+
+
+def timestep_embedding(t, dim):
+    """Exercise 6.5: the clock (6.23) of the tensor t of B step numbers, (B, dim); dim is even."""
+    raise NotImplementedError("your turn")
