@@ -55,6 +55,7 @@ def simple_loss(
     The target is what the denoiser predicts: ε, x_0, or v = √ᾱ_t·ε − √(1−ᾱ_t)·x_0. Of a denoiser
     with a learned variance only the prediction is compared; its variance gets no gradient here.
 
+    Book: (5.21).
     Paper: DDPM Eq. 14 (there summed over coordinates).
 
     Args:
@@ -85,6 +86,7 @@ def hybrid_loss(
     L_simple alone trains the mean. The factor T is there because a mean over random t estimates
     the bound's sum divided by T. Improved DDPM's λ = 0.001 is ``weight=0.001``.
 
+    Book: (5.34).
     Paper: Improved DDPM section 3.1.
     Raises:
         ValueError: if the variance is not learned, the weight is negative, or as `bound_term`.
@@ -121,6 +123,7 @@ def sample_steps(n: int, T: int, generator: torch.Generator, method: str) -> Ten
 
     Source: a batch that covers the steps evenly is the "low-discrepancy sampler" of Kingma et al.,
         arXiv 2107.00630, appendix I, where one random number shifts all the parts together.
+    Book: (5.35).
     Raises:
         ValueError: if n or T is not at least 1, or the method is none of these.
     """
@@ -158,6 +161,7 @@ class Bound:
     def total(self) -> Tensor:
         """L_T + Σ_{t≥2} L_{t−1} + L_0, (B,).
 
+        Book: (5.12), (5.13).
         Paper: DDPM Eq. 5.
         """
         return self.prior + self.steps.sum(1) + self.decoder
@@ -168,6 +172,7 @@ def prior_term(diffusion: GaussianDiffusion, x0: Tensor) -> Tensor:
 
     What is left of x_0 after T steps. It has no parameters.
 
+    Book: (5.14).
     Paper: DDPM Eq. 5, its first term.
     """
     return _prior(diffusion, x0).to(_result_dtype(x0))
@@ -191,6 +196,7 @@ def bound_term(
     cannot have the variance β̃_1 = 0: with variance `posterior` it has the smallest positive β̃ of
     the chain (β_1 if T = 1). With `beta` it has β_1; with `learned`, what `reverse` says at s = 0.
 
+    Book: (5.15), (5.16), (5.18).
     Paper: DDPM Eqs. 5, 8 and 12.
 
     Args:
@@ -224,6 +230,7 @@ def variational_bound(
     evaluation mode: dropout would loosen the bound. The noise is drawn step by step, for all rows
     at once, so the numbers do not depend on `batch_size`, the most rows in one call.
 
+    Book: (5.5), (5.13).
     Paper: DDPM Eq. 5.
     Raises:
         ValueError: if a shape does not fit, x0 is not on its levels, or batch_size < 1.
@@ -270,6 +277,7 @@ def bits_per_dim(
     Only discrete data have such a number, so `levels` must be an int. A model that knows nothing
     needs log2(levels) bits. The other arguments are those of `variational_bound`.
 
+    Book: (5.33).
     Raises:
         ValueError: if levels is None, or as `variational_bound`.
     """
@@ -302,6 +310,7 @@ def decoder_log_prob(x0: Tensor, law: Gaussian, levels: int | None) -> Tensor:
     of half-width 1/(K−1) around it; the bins of levels 0 and K−1 are open outwards, so that the K
     probabilities sum to 1. With levels None it is the log density of `law`.
 
+    Book: (5.31).
     Paper: DDPM Eq. 13.
     Raises:
         ValueError: if x0 has another shape than the law's mean or is not on its levels.
@@ -322,6 +331,7 @@ def decoder_log_prob(x0: Tensor, law: Gaussian, levels: int | None) -> Tensor:
 def decoder_log_masses(law: Gaussian, levels: int) -> Tensor:
     """The log probability of each of the K levels at each coordinate of `law`: (B, …, K).
 
+    Book: (5.31), (5.32).
     Paper: DDPM Eq. 13.
     Raises:
         ValueError: if levels is not an int of at least 2.
@@ -377,9 +387,9 @@ def _level_of(x0: Tensor, levels: int) -> Tensor:
 
 
 def dropped_weights(diffusion: GaussianDiffusion) -> Tensor:
-    """What L_simple leaves out: w_t in L_{t−1} = w_t·‖target − output‖² + const; float64 (T+1,).
+    """What L_simple leaves out: ω_t in L_{t−1} = ω_t·‖target − output‖² + const; float64 (T+1,).
 
-    For ε-prediction w_t = β_t²/(2σ_t²·α_t·(1−ᾱ_t)), where σ_t² is β̃_t or β_t by
+    For ε-prediction ω_t = β_t²/(2σ_t²·α_t·(1−ᾱ_t)), where σ_t² is β̃_t or β_t by
     `diffusion.variance`. From ‖x_0 − x̂_0‖² = ‖ε − ε̂‖²·(1−ᾱ_t)/ᾱ_t = (1−ᾱ_t)·‖v − v̂‖² follow the
     weights of the other predictions. The squared norm is D times `simple_loss`. The constant is 0
     for `posterior`, and the KL of two variances, independent of the denoiser, for `beta`.
@@ -387,6 +397,7 @@ def dropped_weights(diffusion: GaussianDiffusion) -> Tensor:
     At t = 1 the same formula, with the decoder's variance for σ_1², is the weight in L_0 for
     continuous data; with levels, L_0 is no function of the squared error alone. Entry 0 is nan.
 
+    Book: (5.18), (5.19), (5.20).
     Paper: DDPM Eq. 12.
     Raises:
         ValueError: for a learned variance, which has no weight before the denoiser is asked.
