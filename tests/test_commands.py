@@ -775,6 +775,16 @@ def test_help_explains_every_option(name, capsys):
 
 
 @pytest.mark.parametrize("name", LIBRARY)
+def test_the_sections_that_help_points_at_are_there(name, capsys):
+    headings = "".join(path.read_text() for path in (ROOT / "chapters").glob("*.py"))
+    with pytest.raises(SystemExit):
+        run(name, "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    for section in re.findall(r"section ([0-9A-Z]+\.\d+)", said):
+        assert re.search(rf"(?m)^# ## {re.escape(section)} ", headings), section
+
+
+@pytest.mark.parametrize("name", LIBRARY)
 def test_the_examples_in_the_help_are_accepted(name):
     module = importlib.import_module(__main__.COMMANDS[name][0])
     examples = re.findall(rf"(?m)^  .*-m ddpm_lite {name} (.*)$", module.DESCRIPTION)

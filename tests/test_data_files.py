@@ -289,6 +289,11 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
     assert "b.jpg is neither a PNG nor a JPEG file, or is corrupt" in complaint(tmp_path)
 
 
+def test_another_format_under_a_name_of_these_is_named(tmp_path):
+    Image.new("L", (5, 6)).save(tmp_path / "a.png", format="GIF")
+    assert "a.png is neither a PNG nor a JPEG file" in complaint(tmp_path)
+
+
 def test_a_picture_that_would_fill_the_memory_is_named(tmp_path):
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header

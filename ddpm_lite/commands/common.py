@@ -205,6 +205,15 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
 # ---- models -------------------------------------------------------------------------------------
 
 
+def model_folder(name: str) -> Path:
+    """Where a model lies: with the book if it has one of that name, else in that folder."""
+    return WEIGHTS / name if name in _shipped_names() else Path(name)
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/model.json"))
+
+
 def open_model(name: str, device: str | torch.device = "cpu") -> tuple[Model, Path]:
     """A model and the file of its weights, by its folder, or by its name if the book has it.
 
@@ -212,9 +221,9 @@ def open_model(name: str, device: str | torch.device = "cpu") -> tuple[Model, Pa
         OSError, ValueError: if it is not there, or not a whole model; see `load_model` and
             `from_diffusers`.
     """
-    names = sorted(path.parent.name for path in WEIGHTS.glob("*/model.json"))
-    folder = WEIGHTS / name if name in names else Path(name)
+    folder = model_folder(name)
     if not folder.is_dir():
+        names = _shipped_names()
         raise ValueError(
             f"there is no folder {name}, and the models that come with the book are "
             f"{', '.join(names) or 'none'}."

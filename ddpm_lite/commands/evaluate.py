@@ -21,7 +21,7 @@ from ddpm_lite.runs import describe_data
 from ddpm_lite.storage import Model, Record, to_json
 
 DESCRIPTION = """\
-Measure a model by the honest protocol (the toolbox's last section and chapter 7 explain it).
+Measure a model by the honest protocol (section T.12, in the toolbox, explains it).
 
 Several independent generations are compared with images held out from training, as many in each as
 are held out. Beside the distance stands its floor: real training images in the same comparison.

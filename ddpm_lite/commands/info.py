@@ -34,7 +34,7 @@ def _parser(prog: str) -> common.Parser:
 
 
 def _info(given: argparse.Namespace) -> None:
-    folder = Path(given.model)
+    folder = common.model_folder(given.model)
     record: Record = {}
     with common.refusing():
         run = _describe_run(folder)

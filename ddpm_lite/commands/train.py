@@ -163,7 +163,7 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
         "--prediction",
         choices=PREDICTIONS,
         help="what the network tells: the noise (eps, DDPM's and the default), the image (x0) or "
-        "the velocity (v); section 4.8 translates between them",
+        "the velocity (v); section 4.12 translates",
     )
     group.add_argument(
         "--variance",
