@@ -83,7 +83,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="digits (1,442 handwritten digits, 8×8, which come with the book), or a folder: of "
         "PNG and JPEG files; of MNIST's or Fashion-MNIST's idx files, packed or not; of CIFAR-10's "
-        "binary version (data_batch_1.bin, …)",
+        "binary version (data_batch_1.bin, …). Labels are not used",
     )
     common.add_image_options(group)
     group.add_argument(
