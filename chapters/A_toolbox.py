@@ -9,9 +9,10 @@
 # %% [markdown]
 # # Toolbox
 #
-# Eleven short sections, one for each lemma that the chapters lean on. Read them in order, or one at
-# a time when a link brings you here. Each says what is true, proves it without skipping a line, and
-# then runs it. A number in brackets, (T.4), is an equation; without them, T.4, it is a section.
+# Eleven short sections, one for each lemma that the chapters lean on, and a twelfth on how samples
+# are measured. Read them in order, or one at a time when a link brings you here. Each says what is
+# true, proves it without skipping a line, and then runs it. A number in brackets, (T.4), is an
+# equation; without them, T.4, it is a section.
 
 # %% tags=["hide-input"]
 import math
@@ -25,7 +26,20 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from ddpm_lite import Gaussian, NoiseSchedule
 from ddpm_lite.claims import ClaimError, claim, fact
+from ddpm_lite.data import digits
 from ddpm_lite.exercises import check, hint, progress, solution  # noqa: F401 (two for you to call)
+from ddpm_lite.metrics import (
+    Estimate,
+    classifier,
+    evaluate,
+    frechet_distance,
+    gaussian_frechet_distance,
+    memorisation,
+    mmd,
+    precision_recall,
+    sliced_wasserstein,
+    wasserstein,
+)
 from ddpm_lite.oracle import GaussianData, GaussianMixture
 from ddpm_lite.plotting import BLUE, GREEN, GREY, VERMILLION, figure, show, use_book_style
 
@@ -86,11 +100,12 @@ a coordinate whose correlated partner was seen to be 1.2 moves towards it and na
 # - read the mean and the variance of a Gaussian off its exponent, without integrating;
 # - compute the Kullback–Leibler divergence of two Gaussians, and say why it is never negative;
 # - push a density through a map, move a gradient inside an expectation, and say when you may;
-# - measure the order of an ODE solver and the standard error of a simulation.
+# - measure the order of an ODE solver and the standard error of a simulation;
+# - say how far samples are from data, with an interval, and tell a good model from one that copies.
 #
 # **You need** calculus, Bayes' rule and basic PyTorch; the letters are those of the
-# [notation page](N_notation.ipynb). **Time**: 60 minutes to read, 41 for the five exercises, less
-# than half a minute to run.
+# [notation page](N_notation.ipynb). **Time**: 80 minutes to read, 49 for the six exercises, less
+# than a minute to run.
 #
 # **The question.** Every chapter says things like "the sum of two independent Gaussians is
 # Gaussian" or "complete the square". Each is short, each is proved somewhere, and each is a place
@@ -1473,6 +1488,417 @@ try:
 except ValueError as error:
     print("fact: ", error)
 
+
+# %% [markdown]
+# ## T.12 How we will measure
+#
+# A generator hands us pictures. Are they good? A glance says little: copies of the training images
+# look perfect. So ask three questions, each with numbers of its own. *Are the samples distributed
+# like the data?* If not, *are they unlike any data, or is part of the data missing?* And: *are they
+# new?* This section prepares the answers, and the rules by which this book gives them, before the
+# first model is measured in chapter 7.
+#
+# **The distance between two Gaussians.** Pair the draws $x$ of one law with the draws $y$ of
+# another, in any way that keeps both laws; the least average of $\lVert x-y\rVert^2$ over all
+# pairings is their squared *Wasserstein distance* $W_2^2$. For Gaussians it is called the (squared)
+# **Fréchet distance**. With symmetric square roots,
+#
+# $$
+# d^2\big(\mathcal N(m_a,V_a),\mathcal N(m_b,V_b)\big)=\lVert m_a-m_b\rVert^2
+# +\operatorname{tr}\Big(V_a+V_b-2\,\big(V_a^{1/2}V_bV_a^{1/2}\big)^{1/2}\Big) .
+# \tag{T.44}
+# $$
+#
+# *Proof.* Multiply out: $\mathbb E\lVert x-y\rVert^2=\lVert m_a-m_b\rVert^2+\operatorname{tr}V_a
+# +\operatorname{tr}V_b-2\operatorname{tr}K$, where $K=\operatorname{Cov}(x,y)$ is all that the
+# pairing decides. How large can $\operatorname{tr}K$ be? Let $V_a,V_b$ be invertible and write
+# $K=V_a^{1/2}GV_b^{1/2}$. What is left of $y$ when $x$ is known has the covariance
+# $V_b-K^\top V_a^{-1}K=V_b^{1/2}(I-G^\top G)V_b^{1/2}$, as in (T.19), and no variance is negative.
+# So $\lVert Gu\rVert\le\lVert u\rVert$ for every $u$. Now
+# $\operatorname{tr}K=\operatorname{tr}(GM)$ with $M=V_b^{1/2}V_a^{1/2}$, because a trace allows its
+# factors to be moved round. Let $M=A\Lambda B^\top$ be its singular value decomposition: $A,B$
+# orthogonal, $\Lambda$ diagonal with $\lambda_i\ge0$. Then
+# $\operatorname{tr}(GM)=\sum_i\lambda_i\,(B^\top GA)_{ii}\le\sum_i\lambda_i$: rotations do not
+# stretch either, so no entry of $B^\top GA$ exceeds $1$. The choice $G=BA^\top$ reaches the bound,
+# and a Gaussian pair with this $K$ exists. Last,
+# $\sum_i\lambda_i=\operatorname{tr}(M^\top M)^{1/2}$, and $M^\top M=V_a^{1/2}V_bV_a^{1/2}$.
+# $\blacksquare$
+#
+# Nothing in the bound was Gaussian: for *any* two laws with these means and covariances, $W_2^2$ is
+# at least (T.44). So a large value proves a difference. A value of zero proves only that two means
+# and two covariances agree.
+
+# %%
+def symmetric_root(V):
+    values, vectors = torch.linalg.eigh(V)
+    return (vectors * values.sqrt()) @ vectors.T
+
+
+m_a, m_b = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([0.0, 0.3, 1.0])
+V_a, V_b = covariance, torch.tensor([[0.5, -0.2, 0.1], [-0.2, 1.5, 0.4], [0.1, 0.4, 0.3]])
+root_a, root_b = symmetric_root(V_a), symmetric_root(V_b)
+cross = symmetric_root(root_a @ V_b @ root_a)
+by_hand = ((m_a - m_b) ** 2).sum() + torch.trace(V_a + V_b - 2 * cross)
+library = gaussian_frechet_distance(m_a.numpy(), V_a.numpy(), m_b.numpy(), V_b.numpy())
+claim("T.44", by_hand, library, note="three dimensions; V_a and V_b do not commute")
+
+A, _, Bt = torch.linalg.svd(root_b @ root_a)                         # the pairing that reaches it
+K = root_a @ (Bt.T @ A.T) @ root_b
+claim("T.44", ((m_a - m_b) ** 2).sum() + torch.trace(V_a + V_b - 2 * K), library, note="reached")
+others = [root_a @ torch.linalg.qr(torch.randn(3, 3, generator=g))[0] @ root_b for _ in range(50)]
+others = torch.stack([((m_a - m_b) ** 2).sum() + torch.trace(V_a + V_b - 2 * K) for K in others])
+claim("T.44", library, others, relation="<=", note="50 other pairings are no better")
+
+level = (torch.arange(200_000) + 0.5) / 200_000                      # on a line: equal quantiles
+gap = (0.3 + 0.8 * torch.special.ndtri(level)) - (-0.2 + 0.5 * torch.special.ndtri(level))
+fact("on a line, by quantiles", (gap**2).mean(), digits=3)
+fact("on a line, (T.44)", (0.3 + 0.2) ** 2 + (0.8 - 0.5) ** 2, digits=3)
+
+# %% [markdown]
+# On a line the roots are numbers, and (T.44) is $(m_a-m_b)^2+(\sqrt{V_a}-\sqrt{V_b})^2$. So it is
+# for independent coordinates, summed over them.
+#
+# For pictures, distances between pixels mean little: move a digit by one pixel and it is far from
+# where it was. So pictures are first turned into a few *features*, the inner values of a network
+# that was trained to classify them, and Gaussians are fitted to those. The book's classifier has
+# $F=24$ features, and never saw the 355 digits that are held out.
+#
+# **It is never zero.** Means and covariances are estimated, and estimates differ. On a line, let
+# $n$ draws from $\mathcal N(m,V)$ be compared with $n'$ others *of the same law*. By (T.42) the
+# means differ by a number of variance $\tfrac Vn+\tfrac V{n'}$. By (T.43) the variance is known to
+# the relative error $\sqrt{2/n}$, hence its root to half of that, so the roots differ by a number
+# of variance about $\tfrac V{2n}+\tfrac V{2n'}$. Together,
+#
+# $$
+# \mathbb E\,d^2\;\approx\;\tfrac32\,V\,\Big(\frac1n+\frac1{n'}\Big) .
+# \tag{T.45}
+# $$
+#
+# This **bias** falls like $1/n$, and it grows with the number of features, where every entry of a
+# covariance matrix brings its own error.
+
+# %%
+n, distances = 128, []
+for _ in range(8):
+    draws = 1.5**0.5 * torch.randn(2, 125_000, n, generator=g)
+    (mean_a, mean_b), (std_a, std_b) = draws.mean(dim=-1), draws.std(dim=-1)
+    distances.append((mean_a - mean_b) ** 2 + (std_a - std_b) ** 2)
+distances = torch.cat(distances)
+error = distances.std() / len(distances) ** 0.5
+claim("T.45", 3 / 2 * 1.5 * (1 / n + 1 / n), distances.mean(), standard_error=error)
+del draws
+
+
+def same_law(F, n, repeats=60):
+    """The average distance of two samples of one law, N(0, I) in F dimensions."""
+    draws = torch.randn(repeats, 2, n, F, generator=g)
+    return np.mean([frechet_distance(a, b) for a, b in draws])
+
+
+sizes = np.array([50, 100, 200, 400, 800])
+claim("T.45", (sizes, [same_law(8, n) for n in sizes]), -1.0, relation="order", note="8 features")
+fact("one law, 355 draws each: F = 1, 8, 24", [same_law(F, 355) for F in (1, 8, 24)], digits=2)
+
+# %% [markdown]
+# > **Pitfall: distances at different $n$.** A thousand samples look better than a hundred from the
+# > same model, and a model looks better beside a large data set than beside a small one. Two
+# > Fréchet distances may be compared only if both $n$ and $n'$ are equal in both. That still leaves
+# > the bias in. What it amounts to on *this* data, real images tell: their distance, at the same
+# > sizes, is the **floor** on which a perfect model would stand.
+#
+# > **Pitfall: a bootstrap interval.** To see how uncertain a distance is, it is tempting to resample
+# > the $n$ images with replacement, many times, and to take the middle 95 % of what comes out. But
+# > resampling adds to the error of the sample the same error once more, and for a *distance* an
+# > error has only one direction.
+
+# %%
+train, _ = digits("train")
+heldout, _ = digits("heldout")
+network = classifier()
+real = network.features(heldout)
+some = network.features(train[torch.randperm(len(train), generator=g)[:355]])
+
+
+def resampled(rows):
+    return rows[torch.randint(len(rows), (len(rows),), generator=g)]
+
+
+bootstrap = [frechet_distance(resampled(some), resampled(real)) for _ in range(400)]
+low, high = np.quantile(bootstrap, [0.025, 0.975])
+estimate = frechet_distance(some, real)
+fact("355 real digits against 355 others", estimate, digits=2)
+fact("their naive 95 % bootstrap interval", [low, high], digits=2)
+assert low > estimate                               # the interval excludes the number it belongs to
+
+# %% [markdown]
+# **An honest interval** repeats what is random: generate again. From $R$ independent generations
+# come $R$ distances with average $\bar d$ and estimated variance $\hat V$. The interval
+#
+# $$
+# \bar d\;\pm\;b\,\sqrt{\hat V/R}
+# \tag{T.46}
+# $$
+#
+# covers their mean in 95 % of all cases, if $b$ is the 97.5 % point of Student's law with $R-1$
+# degrees of freedom. This is (T.42) with an estimated variance; Student found the law of the
+# quotient, and we borrow it. It is exact for Gaussian numbers, and close for distances that average
+# over hundreds of images. With $R=5$, $b$ is $2.78$: five generations are few, and the interval
+# says so.
+
+# %%
+R, repeats = 5, 400_000
+numbers = 0.7 + torch.randn(repeats, R, generator=g)
+b = scipy.stats.t.ppf(0.975, R - 1)
+inside = (numbers.mean(dim=1) - 0.7).abs() <= b * numbers.std(dim=1) / R**0.5
+claim("T.46", 0.95, inside.double().mean(), standard_error=(0.95 * 0.05 / repeats) ** 0.5)
+five = [0.31, 0.22, 0.27, 0.35, 0.25]
+half = b * np.std(five, ddof=1) / R**0.5
+claim("T.46", [np.mean(five) - half, np.mean(five) + half],
+      [Estimate.of(five).low, Estimate.of(five).high])
+fact("b for R = 5, 20", scipy.stats.t.ppf(0.975, [4, 19]), digits=3)
+
+
+# %% [markdown]
+# **Fidelity and coverage.** One number cannot say *how* samples fail. Let a set of points cover the
+# balls around its points, each as large as that point's distance to its $k$-th nearest neighbour in
+# the set, and call $B(X)$ what the set $X$ covers. For real features $X$ and generated features
+# $Y$, equally many,
+#
+# $$
+# \text{precision}=\frac{\#\{y\in Y:\;y\in B(X)\}}{\#Y} ,\qquad
+# \text{recall}=\frac{\#\{x\in X:\;x\in B(Y)\}}{\#X} .
+# \tag{T.47}
+# $$
+#
+# Samples that look like nothing real cost precision; data that are never generated cost recall. We
+# take $k=3$. Real images do not reach $1$ either, so again they are the yardstick.
+
+# %%
+def covered(points, cloud, k=3):
+    """The share of points in the balls of a cloud."""
+    count = 0
+    for point in points:
+        for centre in cloud:
+            radius = (cloud - centre).norm(dim=1).sort().values[k]   # [0] is the point itself
+            if (point - centre).norm() <= radius:
+                count += 1
+                break
+    return count / len(points)
+
+
+X = torch.randn(40, 2, generator=g)
+Y = torch.tensor([0.4, 1.5]) * torch.randn(40, 2, generator=g)       # too thin, and too tall
+precision, recall = precision_recall(X, Y, 3)
+claim("T.47", [covered(Y, X), covered(X, Y)], [precision, recall], relation="definition")
+fact("precision and recall", [precision, recall], digits=3)
+
+
+# %% [markdown]
+# **Copies.** Let $\rho(x)$ be the distance from an image to the training image nearest to it. For
+# images that the model has not copied it is distributed as it is for held-out images, if the model
+# is good. So compare a generated $x$ with a held-out $x'$, both drawn at random:
+#
+# $$
+# \text{share nearer}=P\big(\rho(x)<\rho(x')\big)+\tfrac12\,P\big(\rho(x)=\rho(x')\big) .
+# \tag{T.48}
+# $$
+#
+# One half is what new images have, and one what copies have. (Statisticians know it as the
+# Mann–Whitney statistic, divided by its largest value.) A model that draws only typical images
+# comes out above one half without copying any, for there are many training images around a typical
+# one. A copy is near *one* of them. So we also count **near-copies**, images less than half as far
+# from the nearest training image as from the second nearest.
+
+# %%
+def to_nearest(images):
+    """ρ: the distance to the nearest training image, and its ratio to that of the second."""
+    between = torch.cdist(images.flatten(1).double(), train.flatten(1).double())
+    first, second = between.sort(dim=1).values[:, :2].T
+    return first, first / second
+
+
+noisy_copies = train[:300] + 0.1 * torch.randn(300, 1, 8, 8, generator=g)
+rho, ratio = to_nearest(noisy_copies)
+rho_new, ratio_new = to_nearest(heldout)
+found = memorisation(noisy_copies, train, heldout)
+U = scipy.stats.mannwhitneyu(rho_new, rho).statistic                 # pairs with rho_new above
+claim("T.48", U / (300 * 355), found.share_nearer)
+fact("share nearer, noisy copies", found.share_nearer, digits=3)
+fact("near-copies, share", (ratio < 0.5).double().mean(), digits=3)
+fact("smallest ratio among held-out digits", ratio_new.min(), digits=2)
+assert found.heldout_copied == 0 == (ratio_new < 0.5).sum()
+
+# %% [markdown]
+# **For points**, chapter 5's and later ones', no features are needed. Two sets of $n$ numbers are
+# paired best in order: if $x_1\le x_2$ and $y_1\le y_2$, then crossing the pairs costs
+# $(x_1-y_2)^2+(x_2-y_1)^2-(x_1-y_1)^2-(x_2-y_2)^2=2(x_2-x_1)(y_2-y_1)\ge0$ more. With
+# $x_{(1)}\le x_{(2)}\le\dots$ for the sorted numbers,
+#
+# $$
+# W_2^2=\frac1n\sum_{i=1}^n\big(x_{(i)}-y_{(i)}\big)^2 .
+# \tag{T.49}
+# $$
+#
+# In the plane, look along many directions $u$, uniform on the circle (or the sphere), and average;
+# this is the **sliced Wasserstein distance**:
+#
+# $$
+# \mathrm{SW}_2^2=\mathbb E_u\;W_2^2\big(\{u^\top x_i\},\{u^\top y_i\}\big) .
+# \tag{T.50}
+# $$
+#
+# It sees more than two moments. A shift by a vector $c$ costs $\mathbb E(u^\top c)^2$ exactly, and
+# that is $\lVert c\rVert^2/D$: the $D$ coordinates of $u$ are alike, and their squares add to one.
+#
+# The **maximum mean discrepancy** compares points by a kernel $k(x,y)=e^{-\lVert x-y\rVert^2/2h^2}$
+# that is large for near pairs. With $x,x'$ and $y,y'$ independent draws of the two laws,
+#
+# $$
+# \mathrm{MMD}^2=\mathbb E\,k(x,x')+\mathbb E\,k(y,y')-2\,\mathbb E\,k(x,y) .
+# \tag{T.51}
+# $$
+#
+# If the laws are equal, the three expectations are too, and it is zero. Averages over all pairs of
+# *different* points estimate it without bias, at any $n$; so an estimate may be negative. For two
+# Gaussians it is known: per coordinate $k$ is $\sqrt{2\pi h^2}$ times $\mathcal N(x-y;\,0,\,h^2)$,
+# and if $x-y\sim\mathcal N(c,A)$, integrating one density against the other gives the density of
+# their sum, (T.9), so that
+# $\mathbb E\,k=\sqrt{2\pi h^2}\,\mathcal N(c;\,0,\,h^2+A)$.
+
+# %%
+a, b = torch.randn(9, generator=g), 0.5 + 2 * torch.randn(9, generator=g)
+claim("T.49", ((a.sort().values - b.sort().values) ** 2).mean() ** 0.5, wasserstein(a, b, order=2))
+
+points, c = torch.randn(4, 2, generator=g), torch.tensor([0.9, -0.4])
+count = 1_000_000                                                    # directions in the plane
+found = sliced_wasserstein(points, points + c, count, g) ** 2
+error = (c @ c) * (1 / 8 / count) ** 0.5                             # cos² of an angle: variance 1/8
+claim("T.50", (c @ c) / 2, found, standard_error=error)
+
+h, A, B, shift = 0.8, 1.0, 0.5, 1.2                                  # N(0, A) and N(shift, B)
+bump = (2 * math.pi * h**2) ** 0.5
+exact = bump * (normal(torch.tensor(0.0), 0.0, h**2 + 2 * A)
+                + normal(torch.tensor(0.0), 0.0, h**2 + 2 * B)
+                - 2 * normal(torch.tensor(shift), 0.0, h**2 + A + B))
+kernel = torch.exp(-((few[:, None] - few) ** 2) / (2 * h**2))        # quadrature, step 0.25
+p, q = normal(few, 0.0, A) * 0.25, normal(few, shift, B) * 0.25
+claim("T.51", p @ kernel @ p + q @ kernel @ q - 2 * p @ kernel @ q, exact, note="by quadrature")
+estimates = [mmd(A**0.5 * torch.randn(20, 1, generator=g),
+                 shift + B**0.5 * torch.randn(20, 1, generator=g), [h]) for _ in range(2000)]
+fact("MMD² of two Gaussians", exact, digits=3)
+error = np.std(estimates) / 2000**0.5
+assert abs(np.mean(estimates) - exact) < 5 * error                   # unbiased, from 20 points each
+
+# %% [markdown]
+# **The protocol** by which this book measures pictures, from now on (`evaluate` in `metrics.py`):
+#
+# 1. Generated images are compared with images *held out* from training, and with as many as there
+#    are. Pixels are rounded to the levels of the data first.
+# 2. The floor is real: the training set, cut at random into disjoint subsets of that size, each
+#    compared with the held-out images. We report the *ratio* to it.
+# 3. Intervals come from at least five independent generations, and from many cuts, by (T.46).
+# 4. Precision, recall and the classes of the samples are reported beside what real images have.
+# 5. So are (T.48) and the share of near-copies. A model memorises if its near-copies are more than
+#    chance allows, if its share nearer is above ¾, or if its distance is *below* the floor: real
+#    images are not that near.
+#
+# *Would you catch a cheat?* Let half of our training images be the training set, and let four
+# models enter. The first copies training images. The second draws real images that nobody has
+# trained on. The third smudges such images a little. The fourth knows only the digits 0 to 4.
+
+# %%
+order = torch.randperm(len(train), generator=g)
+known, unseen = train[order[:721]], train[order[721:]]
+smudged = 0.75 * unseen + 0.25 * torch.nn.functional.avg_pool2d(unseen, 3, 1, padding=1)
+low_digits = unseen[network.predict(unseen) <= 4]
+
+
+def generate_from(images):
+    """Five generations, each 355 of these images."""
+    return [images[torch.randperm(len(images), generator=g)[:355]] for _ in range(5)]
+
+
+models = {"copies": known, "unseen": unseen, "smudged": smudged, "0 to 4 only": low_digits}
+reports = {}
+for name, images in models.items():
+    reports[name] = evaluate(generate_from(images), known, heldout, levels=17, generator=g,
+                             partitions=10)
+    print(f"{name}: {reports[name].verdict}")
+    fact("  ratio to the floor", reports[name].ratio.mean, digits=2)
+    fact("  precision, recall", [reports[name].precision.mean, reports[name].recall.mean], digits=2)
+    fact("  share nearer", reports[name].share_nearer.mean, digits=2)
+    fact("  classes 5 to 9", sum(reports[name].class_shares[5:]), digits=2)
+assert [report.verdict for report in reports.values()] == [
+    "memorises", "at the floor", "above the floor", "above the floor"]
+
+# %%
+fig, (left, right) = figure(1, 2, sharey=True)
+for row, report in enumerate(reports.values()):
+    for ax, found in ((left, report.ratio), (right, report.share_nearer)):
+        ax.plot([found.low, found.high], [row, row], color=BLUE)
+        ax.plot(found.mean, row, "o", color=BLUE)
+left.axvline(1, color=GREY, linestyle=":")
+right.axvline(0.5, color=GREY, linestyle=":")
+left.set_yticks(range(4), list(reports))
+left.set_xscale("log")
+left.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+left.minorticks_off()
+left.invert_yaxis()
+left.set(xlabel="distance / floor", ylim=(3.5, -0.5))
+right.set(xlabel="share nearer", xlim=(0, 1.05))
+show(fig, """Four models, with 95 % intervals. Distance over floor: the copies and the unseen images
+have intervals around 1, the smudged ones and those of five classes lie well above. Share nearer to
+a training image: 1 for the copies, about one half for the three others.""")
+
+# %% [markdown]
+# The copier passes by distance, precision and recall, and fails by the one number made for it. The
+# other two bad models are betrayed by their distance. Both keep their precision, for each of their
+# images passes for a real one, and both lose recall: one lacks digits, as its classes show, the
+# other variety, for smudged images are more alike. No single number would have told the four apart.
+#
+# Two limits. Everything is measured against one held-out set: the intervals are about the model,
+# not about other held-out sets. And the floor is strict. Disjoint subsets of one training set are a
+# little more alike than fresh images would be, so that a perfect sampler ends a little above $1$.
+
+# %%
+fact("copies: the interval of the ratio", [reports["copies"].ratio.low,
+                                           reports["copies"].ratio.high], digits=2)
+print(reports["unseen"].summary())
+
+
+# %% [markdown]
+# **FID**, the number in the papers, is (T.44) too. Its features are the 2048 of an *Inception*
+# network trained on ImageNet, its images 50,000 generated ones against, by custom, the *training*
+# set. Our numbers have other features, other sizes and another reference. **They cannot be compared
+# with any FID**, only with each other. Nor are two FIDs easily compared: how images are resized and
+# rounded moves the number, and so does the reference. DDPM's 3.17 on CIFAR-10 is against the
+# training set; against the test set it is 5.24 (Ho et al., section 4). When you have your own
+# colour images, and a connection or a copy of the Inception weights, use a library that is kept in
+# step with the original:
+#
+# ```python
+# from torch_fidelity import calculate_metrics     # pip install torch-fidelity
+# calculate_metrics(input1="generated/", input2="real/", fid=True)
+#
+# from cleanfid import fid                         # pip install clean-fid
+# fid.compute_fid("generated/", "real/")
+# ```
+#
+# Both take folders of pictures and fetch the weights at first use. Give both models that you compare
+# the same number of images, held-out ones as the reference, and repeat the generation.
+
+# %% [markdown]
+# **Exercise T.6** (1 point, 8 minutes, ●●○) — *The distance, coordinate by coordinate.* Write
+# `frechet(m_a, V_a, m_b, V_b)` that returns $d^2$ of (T.44) for two Gaussians with independent
+# coordinates. The arguments are vectors: the means, and the *variances*, of the coordinates.
+
+# %%
+def frechet(m_a, V_a, m_b, V_b):
+    """The squared Fréchet distance of N(m_a, diag V_a) and N(m_b, diag V_b)."""
+    raise NotImplementedError("your turn")
+
+check("T.6", frechet)
+
 # %% [markdown]
 # ## What we have
 #
@@ -1491,12 +1917,23 @@ except ValueError as error:
 # | (T.32)–(T.34) | change of variables; the quantile map | `GaussianMixture.quantile` |
 # | (T.35)–(T.41) | Euler and Heun, their orders, and where they fail | – (chapter 9) |
 # | (T.42), (T.43) | standard errors | `claim(…, standard_error=…)` |
+# | (T.44), (T.45) | the Fréchet distance, and its bias | `frechet_distance` |
+# | (T.46) | an interval from independent repetitions | `Estimate.of`, `evaluate` |
+# | (T.47) | precision and recall | `precision_recall` |
+# | (T.48) | nearer to the training images than new images are | `memorisation` |
+# | (T.49)–(T.51) | Wasserstein on a line, sliced; maximum mean discrepancy | `wasserstein`, `sliced_wasserstein`, `mmd` |
 #
 # **History and further reading.** The lemmas are classical, and older than this field.
 # Reparameterisation came into deep generative models with the variational auto-encoder (Kingma and
 # Welling, arXiv 1312.6114; Rezende, Mohamed and Wierstra, arXiv 1401.4082). DDPM (Ho, Jain and
 # Abbeel, arXiv 2006.11239) is built from T.3, T.5 and T.6. On Heun's method in diffusion sampling,
 # see Karras and co-authors (arXiv 2206.00364).
+#
+# (T.44) is by Dowson and Landau (1982). The FID was introduced by Heusel and co-authors (arXiv
+# 1706.08500); on its bias see Chong and Forsyth (arXiv 1911.07023), on resizing Parmar, Zhang and
+# Zhu (CVPR 2022), who wrote clean-fid. Precision and recall in the form (T.47) are by Kynkäänniemi
+# and co-authors (arXiv 1904.06991), the maximum mean discrepancy by Gretton and co-authors (JMLR
+# 2012), the sliced distance by Rabin, Peyré, Delon and Bernot (2011).
 
 # %%
 progress("T")

@@ -158,6 +158,7 @@ def frechet_distance(a: Points, b: Points) -> float:
     of a (N, F) and b (M, F). Of two finite samples of *one* law it is positive, and the less so the
     larger they are: compare only values at equal N and M.
 
+    Book: (T.44), (T.45).
     Source: FID is this for the features of an Inception network; Heusel et al., arXiv 1706.08500.
     Raises:
         ValueError: on a wrong shape, fewer than two rows, or a number that is not finite.
@@ -176,6 +177,7 @@ def gaussian_frechet_distance(
     With symmetric roots R of the covariances, tr (C_a C_b)^½ is the sum of the singular values of
     R_a R_b. Singular covariances are welcome, and no root of a non-symmetric matrix is taken.
 
+    Book: (T.44).
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions",
     1982.
     """
@@ -196,6 +198,7 @@ def wasserstein(x: Points, y: Points, order: int) -> float:
     (∫_0^1 |F_x⁻¹(u) − F_y⁻¹(u)|^p du)^{1/p} between the two empirical laws: on a line the best
     transport keeps the order.
 
+    Book: (T.49).
     Raises:
         ValueError: on a wrong shape, a number that is not finite, or another order.
     """
@@ -210,6 +213,7 @@ def sliced_wasserstein(x: Points, y: Points, projections: int, generator: torch.
 
     The directions are uniform on the sphere, drawn from the generator; the same for both sets.
 
+    Book: (T.50).
     Raises:
         ValueError: on a wrong shape, a number that is not finite, or no projection.
     """
@@ -243,6 +247,7 @@ def mmd(x: Points, y: Points, bandwidths: Sequence[float]) -> float:
     average of the kernels exp(−‖x − y‖²/(2h²)) over the bandwidths h. Zero on average for two
     samples of one law, whatever their sizes; so it may come out negative.
 
+    Book: (T.51).
     Source: Gretton et al., "A kernel two-sample test", 2012.
     Raises:
         ValueError: on a wrong shape, fewer than two rows, a number that is not finite, or a
@@ -282,6 +287,7 @@ def precision_recall(real: Points, generated: Points, k: int) -> PrecisionRecall
     recall the share of `real` covered by `generated`. Both fall with the sizes of the sets, so
     equal sizes are compared.
 
+    Book: (T.47).
     Source: Kynkäänniemi et al., arXiv 1904.06991 (with k = 3).
     Raises:
         ValueError: on a wrong shape, a number that is not finite, or sets of k points or fewer.
@@ -367,6 +373,7 @@ def memorisation(generated: Tensor, train: Tensor, heldout: Tensor) -> Memorisat
     A copy lies nearer, and much nearer to one of them than to any other. A model that draws only
     typical images also lies nearer, but not to a single one: `share_copied` tells these apart.
 
+    Book: (T.48).
     Raises:
         ValueError: if shapes differ, a number is not finite, or there are fewer than two training
             images.
@@ -429,7 +436,10 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float]) -> Estimate:
-        """Average and interval of two or more numbers."""
+        """Average and interval of two or more numbers.
+
+        Book: (T.46).
+        """
         array = np.asarray(values, dtype=np.float64)
         error = array.std(ddof=1) / math.sqrt(len(array))
         half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(array) - 1) * error)

@@ -123,6 +123,44 @@ def _from_the_guess(x, r, h):
     return guess + h / 2 * (_slope(x, r) + _slope(guess, r + h))
 
 
+# ---- T.6 ---------------------------------------------------------------------------------------
+
+
+def frechet(m_a, V_a, m_b, V_b):
+    """(T.44) with numbers for matrices: the cross term is the root of the product of variances."""
+    spread = V_a + V_b - 2 * (V_a * V_b) ** 0.5
+    return ((m_a - m_b) ** 2).sum() + spread.sum()
+
+
+def _two_laws(rng):
+    laws = []
+    for n in (2, 2, 3, 4, 6):
+        means = rng.uniform(-2, 2, (2, n))
+        small, large = rng.uniform(0.1, 0.6, n), rng.uniform(1.5, 4.0, n)
+        laws.append((means[0], small, means[1], large))
+    return laws
+
+
+def _variances_as_deviations(m_a, V_a, m_b, V_b):
+    return ((m_a - m_b) ** 2).sum() + ((V_a - V_b) ** 2).sum()
+
+
+def _not_squared(m_a, V_a, m_b, V_b):
+    return frechet(m_a, V_a, m_b, V_b) ** 0.5
+
+
+def _cross_term_once(m_a, V_a, m_b, V_b):
+    return ((m_a - m_b) ** 2).sum() + (V_a + V_b - (V_a * V_b) ** 0.5).sum()
+
+
+def _means_only(m_a, V_a, m_b, V_b):
+    return ((m_a - m_b) ** 2).sum()
+
+
+def _averaged(m_a, V_a, m_b, V_b):
+    return frechet(m_a, V_a, m_b, V_b) / len(m_a)
+
+
 # ---- the list ----------------------------------------------------------------------------------
 
 EXERCISES = [
@@ -320,6 +358,45 @@ EXERCISES = [
             "Two evaluations of the slope: at (x, r), and at the guess one step later.",
             "The guess is x + h·slope(x, r), and its slope is taken at time r + h.",
             "Return x + h/2·(first slope + second slope), from the old x.",
+        ),
+    ),
+    Exercise(
+        id="T.6",
+        title="The distance, coordinate by coordinate",
+        kind="code",
+        points=1,
+        minutes=8,
+        difficulty=2,
+        equation="T.44",
+        inputs=_two_laws,
+        reference=frechet,
+        wrong={
+            "variance-as-std": (
+                _variances_as_deviations,
+                "You subtracted variances. In (T.44) their square roots are subtracted: "
+                "V_a + V_b - 2·sqrt(V_a·V_b) is (sqrt V_a - sqrt V_b)².",
+            ),
+            "root-taken": (
+                _not_squared,
+                "That is d; (T.44), like everybody's FID, is its square.",
+            ),
+            "cross-term-once": (
+                _cross_term_once,
+                "The cross term of (T.44) has a factor 2; without it, two equal laws are apart.",
+            ),
+            "means-only": (
+                _means_only,
+                "You compared the means only; (T.44) has a second term, for the variances.",
+            ),
+            "mean-for-sum": (
+                _averaged,
+                "You averaged over the coordinates; the norm and the trace in (T.44) add them up.",
+            ),
+        },
+        hints=(
+            "Diagonal matrices multiply, and have roots, entry by entry.",
+            "So the trace in (T.44) is a sum of V_a + V_b - 2·sqrt(V_a·V_b).",
+            "Return ((m_a - m_b)**2).sum() + ((V_a**0.5 - V_b**0.5)**2).sum().",
         ),
     ),
 ]
