@@ -268,12 +268,25 @@ def ema_decay(n: int, config: TrainingConfig) -> float:
     return config.ema_decay
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average ← decay·average + (1 − decay)·network, weight by weight; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for mean, now in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(now)
+class Average:
+    """The exponential moving average of a network's weights, as a network of its own.
+
+    network: the averaged one, in evaluation mode, without gradients.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
+        # Listed once: to walk through the modules at every step would cost a small network 2 %.
+        self._means: list[Tensor] = list(self.network.parameters())
+        self._weights: list[Tensor] = list(network.parameters())
+        self._buffers = list(zip(self.network.buffers(), network.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """mean ← decay·mean + (1 − decay)·weight, one by one; buffers are copied."""
+        torch._foreach_lerp_(self._means, self._weights, 1 - decay)
+        for mean, buffer in self._buffers:
+            mean.copy_(buffer)
 
 
 class Tally:
@@ -360,7 +373,9 @@ class Trainer:
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.network = network.to(self.device).to(memory_format=layout).eval()  # type: ignore[call-overload]
         self._forward = self._wrap(self.network)
-        self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        self._weights = list(self.network.parameters())
+        self._average = Average(self.network)
+        self.ema = self._average.network
         self.optimiser = self._make_optimiser()
         self.batches = Batches(images, labels, diffusion.T, config, _num_classes(network))
         self.tally = Tally(diffusion.T, self.device)
@@ -385,7 +400,7 @@ class Trainer:
 
     def _make_optimiser(self) -> torch.optim.AdamW:
         return torch.optim.AdamW(
-            self.network.parameters(),
+            self._weights,
             lr=self.config.learning_rate,
             betas=self.config.betas,
             weight_decay=self.config.weight_decay,
@@ -452,14 +467,14 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss.mean().backward()
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = clip_grad_norm_(self.network.parameters(), limit)
+        norm = clip_grad_norm_(self._weights, limit)
         self._watch(loss.detach(), norm)
         self.tally.add(batch.t, loss.detach(), norm)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.step + 1)
         self.optimiser.step()
         self.step += 1
-        update_average(self.ema, self.network, ema_decay(self.step, self.config))
+        self._average.update(ema_decay(self.step, self.config))
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of each image, (B,): simple, or hybrid where the variance is learned."""

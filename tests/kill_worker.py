@@ -13,7 +13,7 @@ from pathlib import Path
 from small import small_network
 from test_training import DIFFUSION, IMAGES, config
 
-from ddpm_lite import storage, training
+from ddpm_lite import storage
 from ddpm_lite.runs import RunFolder
 from ddpm_lite.training import Trainer
 
@@ -40,7 +40,7 @@ def at(moment, trainer, stop):
     if moment == "in the network":
         when(trainer, "_denoise", lambda *a: trainer.step == 8, after=True)
     elif moment == "after the optimiser":
-        when(training, "update_average", lambda *a: trainer.step == 9)
+        when(trainer._average, "update", lambda decay: trainer.step == 9)
     elif moment == "in a record":
 
         def half_a_line(folder, record):

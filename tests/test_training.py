@@ -28,7 +28,7 @@ from ddpm_lite.storage import (
     without_prefix,
     write_tensors,
 )
-from ddpm_lite.training import Batches, Tally, Trainer, TrainingConfig, ema_decay, update_average
+from ddpm_lite.training import Average, Batches, Tally, Trainer, TrainingConfig, ema_decay
 
 CPU = torch.device("cpu")
 DIFFUSION = GaussianDiffusion(NoiseSchedule.linear(20, 1e-3, 0.3))
@@ -361,15 +361,15 @@ def test_the_average_warms_up():
 
 
 def test_the_average_is_weight_by_weight_and_copies_buffers():
-    left, right = (nn.BatchNorm1d(2) for _ in range(2))
+    network = nn.BatchNorm1d(2)
+    average = Average(network)
     with torch.no_grad():
-        left.weight.fill_(1.0)
-        right.weight.fill_(2.0)
-        right.running_mean.fill_(5.0)
-    update_average(left, right, 0.75)
-    assert left.weight.tolist() == [1.25, 1.25]
-    assert left.running_mean.tolist() == [5.0, 5.0]
-    assert right.weight.tolist() == [2.0, 2.0]
+        network.weight.fill_(2.0)  # from 1
+        network.running_mean.fill_(5.0)
+    average.update(0.75)
+    assert average.network.weight.tolist() == [1.25, 1.25]
+    assert average.network.running_mean.tolist() == [5.0, 5.0]
+    assert network.weight.tolist() == [2.0, 2.0]
 
 
 def test_what_is_trained_and_what_is_sampled_from():
