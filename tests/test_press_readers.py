@@ -20,6 +20,7 @@ def book(template, tmp_path):
     book = tiny_book.make(tmp_path / "book")
     book.chapters[0].notebook.write_bytes(template.chapters[0].notebook.read_bytes())
     (book.root / "chapters" / "my_ddpm.py").write_text("def alpha_bars(betas): ...\n")
+    (book.root / "chapters" / "ddpm_in_100_lines.py").write_text("T = 1000\n")
     return book
 
 
@@ -60,7 +61,13 @@ def contents(folder):
 
 
 def test_the_first_copy_holds_what_a_reader_needs(book, mine):
-    assert contents(mine).keys() == {NAME, "START.md", "my_ddpm.py", ".book.json"}
+    assert contents(mine).keys() == {
+        NAME,
+        "START.md",
+        "my_ddpm.py",
+        "ddpm_in_100_lines.py",
+        ".book.json",
+    }
     notebook = json.loads((mine / NAME).read_text(encoding="utf-8"))
     original = json.loads(book.chapters[0].notebook.read_text(encoding="utf-8"))
     assert notebook["cells"] == original["cells"]  # outputs, ids and all
@@ -72,7 +79,7 @@ def test_a_second_copy_changes_nothing(book, mine):
     done = readers.copy(book, mine)
     assert contents(mine) == before
     assert (done.new, done.refreshed, done.beside) == ([], [], {})
-    assert done.in_words(mine) == f"{mine}: 3 left as they are"
+    assert done.in_words(mine) == f"{mine}: 4 left as they are"
 
 
 def test_an_untouched_file_becomes_the_new_edition(book, mine):
@@ -208,7 +215,7 @@ def test_an_interrupted_copy_loses_nothing_and_is_finished_by_the_next(
     assert source(folder / NAME) == "my answer"
     assert source(folder / "03_tiny.new.ipynb") == "claim(3)"
     assert (folder / "START.md").read_text() == "another"
-    assert readers.copy(book, folder).in_words(folder).endswith("3 left as they are")
+    assert readers.copy(book, folder).in_words(folder).endswith("4 left as they are")
     assert not list(folder.glob(".*.tmp"))
 
 

@@ -108,7 +108,9 @@ def edition(book: Book) -> dict[str, bytes]:
     missing = [c.file for c in book.chapters if not c.notebook.is_file()]
     if missing:
         raise BookError(f"no notebook for {', '.join(missing)}: `python -m ddpm_lite book press`")
-    pages = [book.start_page, book.generated, book.root / "chapters" / "my_ddpm.py"]
+    # the reader's own library, and chapter 7's file to take apart
+    scripts = [book.root / "chapters" / name for name in ("my_ddpm.py", "ddpm_in_100_lines.py")]
+    pages = [book.start_page, book.generated, *scripts]
     files = {page.name: page.read_bytes() for page in pages if page.is_file()}
     return files | {c.notebook.name: _for_readers(c.notebook) for c in book.chapters}
 
