@@ -77,21 +77,21 @@ QUARTERS = 4  # the loss is recorded for each quarter of 1..T
 class TrainingConfig:
     """How to train. What has no default depends on the data, so you are asked for it.
 
-    steps: optimiser steps of the whole run. The paper made 800,000 on CIFAR-10; 8×8 digits look
+    steps: optimiser steps of the whole run. DDPM made 800,000 on CIFAR-10; 8×8 digits look
         like digits after 1,000.
-    batch_size: images per step, over all processes together. Paper: 128.
-    learning_rate: of AdamW, after warm-up. Paper: 2e-4 (2e-5 for 256×256 images). Small networks
+    batch_size: images per step, over all processes together. DDPM: 128.
+    learning_rate: of AdamW, after warm-up. DDPM: 2e-4 (2e-5 for 256×256 images). Small networks
         on small images stand 1e-3.
     warmup_steps: the rate rises linearly over so many steps, because Adam's first steps rest on
-        one or two gradients and would be as long as any. Paper: 5,000; for a run of 1,000
+        one or two gradients and would be as long as any. DDPM: 5,000; for a run of 1,000
         steps, 100. 0 is no warm-up.
     seed: of everything that the run draws.
-    weight_decay: AdamW's, decoupled from the gradient. Paper: 0, which makes AdamW Adam.
-    betas: decay of Adam's running mean of the gradient and of its square. Paper: (0.9, 0.999).
+    weight_decay: AdamW's, decoupled from the gradient. DDPM: 0, which makes AdamW Adam.
+    betas: decay of Adam's running mean of the gradient and of its square. DDPM: (0.9, 0.999).
     clip_norm: a gradient with a longer norm, over all weights together, is shortened to this one.
-        It protects from the rare batch that would undo a day's work. Paper: 1. None: no clipping.
+        It protects from the rare batch that would undo a day's work. DDPM: 1. None: no clipping.
     ema_decay: the averaged weights, which are those to sample with, keep this share of
-        themselves at each step. 0.9999, the paper's, averages over some 10,000 steps.
+        themselves at each step. 0.9999, DDPM's, averages over some 10,000 steps.
     ema_warmup: use min(ema_decay, (1+n)/(10+n)) at step n. Without it 0.9999ⁿ of the *untrained*
         weights remains in the average: 37 % after 10,000 steps.
     precision: of the network's matrix products. "bf16" (8 bits of precision, the range of
@@ -101,13 +101,13 @@ class TrainingConfig:
     channels_last: keep images as (B, H, W, C) in memory, which a GPU's bf16 convolutions prefer.
     compile: let torch.compile fuse the network's small operations: a minute or two at the start,
         a gain on a GPU, none worth having on a CPU.
-    step_sampling: how t is drawn, a method of `objective.sample_steps`. Paper: "uniform". The
+    step_sampling: how t is drawn, a method of `objective.sample_steps`. DDPM: "uniform". The
         others have the same expectation and less variance.
     log_every: steps between two records.
     checkpoint_every: steps between two checkpoints; that much work is at stake.
     label_dropout: share of labels replaced by the null class, so that one network learns with
-        and without labels. Only with labels; classifier-free guidance uses 0.1 to 0.2.
-    horizontal_flip: mirror half of the images. The paper does on CIFAR-10; digits must not.
+        and without labels. Only with labels; for classifier-free guidance 0.1 to 0.2 is usual.
+    horizontal_flip: mirror half of the images. DDPM does on CIFAR-10; digits must not.
     levels: grey levels of the data (17 for the digits, 256 for 8-bit images, None for continuous
         data): needed by the hybrid loss, that is, for a learned variance, and only there.
     hybrid_weight: weight of the bound in the hybrid loss. Improved DDPM: 0.001.
