@@ -16,7 +16,6 @@ The result goes to benchmarks/results/unet_step.json, with the machine named. Ne
 
 import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -107,7 +106,7 @@ def compare(arguments):
 
 
 def summary(pairs, batch):
-    """Medians over the pairs. Processor time is the fairer of the two on a machine that is shared."""
+    """Medians over the pairs; where a machine is shared, processor time is the fairer one."""
     result = {}
     for k, clock in enumerate(("wall", "processor")):
         columns = [[one[k] for one in column] for column in zip(*pairs, strict=True)]
@@ -155,35 +154,35 @@ def status(field):
 
 
 def measure_memory(arguments):
-    """MiB that three steps add, in this process, which holds one of the two networks only."""
+    """MiB that three steps add, in this process, which trains one network in one precision only."""
+    name, precision = arguments.memory
     networks = build(arguments)
-    step = Step(arguments.memory, networks[NETWORKS.index(arguments.memory)], arguments)
+    step = Step(name, networks[NETWORKS.index(name)], arguments)
     del networks
     gc.collect()
-    added = {}
-    for precision, dtype in PRECISIONS.items():
-        if arguments.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        for _ in range(3):
-            step(dtype)
-        on_gpu = arguments.device == "cuda"
-        peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else status("VmHWM") - before
-        added[precision] = round(peak, 1)
-    print(json.dumps(added))
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    for _ in range(3):
+        step(PRECISIONS[precision])
+    if arguments.device == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        print(status("VmHWM") - before)
 
 
 def memory(arguments):
-    """Each network in a process of its own, one after the other."""
-    found = {}
-    for name in NETWORKS:
-        command = [sys.executable, __file__, "--memory", name, *sys.argv[1:]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        found[name] = json.loads(done.stdout.splitlines()[-1])
-    return {precision: {n: found[n][precision] for n in NETWORKS} for precision in PRECISIONS}
+    """Each network and precision in a process of its own, one after the other."""
+    found = {precision: {} for precision in PRECISIONS}
+    for precision in PRECISIONS:
+        for name in NETWORKS:
+            command = [sys.executable, __file__, *sys.argv[1:], "--memory", name, precision]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            found[precision][name] = round(float(done.stdout.splitlines()[-1]), 1)
+    return found
 
 
 def machine(arguments):
@@ -220,7 +219,7 @@ def main():
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "unet_step.json"
     )
-    parser.add_argument("--memory", choices=NETWORKS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory:
