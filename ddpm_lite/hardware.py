@@ -23,6 +23,13 @@ PRECISIONS = ("float32", "bf16", "auto")
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; if none was, a GPU where PyTorch sees one, else the CPU.
+
+    "cuda" becomes this process's own GPU, with its number.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = torch.device(device)
