@@ -301,6 +301,7 @@ class GaussianMixture:
             dtype = torch.promote_types(x_t.dtype, torch.float32)
             return output.reshape(x_t.shape).to(x_t.device, dtype)
 
+        denoise.num_classes = len(self._log_weights)  # type: ignore[attr-defined]  # for guidance
         return denoise
 
     # ---- beneath -------------------------------------------------------------------------------
