@@ -224,13 +224,14 @@ def timestep_embedding(t: Tensor, dim: int, kind: str) -> Tensor:
     "sin-cos": the sines first, n = dim/2 − 1, so that the slowest hand has ω = 1/10000 (DDPM's).
     "cos-sin": the cosines first, n = dim/2 (OpenAI's).
 
+    Book: (6.23).
     Paper: DDPM section 4.
 
     Args:
         t: (B,), int64, or any dtype that float64 holds.
         dim: even, at least 4.
     Returns:
-        float64 (B, dim); the angles reach T, where float32 would be off by 6e-5.
+        float64 (B, dim); the angles reach T, where float32 would be off by 5e-5.
     Raises:
         ValueError: if dim is odd or less than 4, or the kind is unknown.
     """
@@ -286,6 +287,8 @@ class WideResidualBlock(nn.Module):
     Between the two convolutions the block is width_factor times as wide as its output. With 1 it
     is DDPM's block. Where the numbers of channels differ, the shortcut is a 1×1 convolution.
 
+    Book: (6.28), (6.29).
+
     Dropout draws from PyTorch's global generator of the device: it is the one source of
     randomness in this library that is not an argument.
 
@@ -326,6 +329,8 @@ class ConvNeXtBlock(nn.Module):
     but the padding. The original normalises over the channels of each pixel; GroupNorm, as in the
     other block, lets the two be compared with nothing else changed.
 
+    Book: (6.31).
+
     Source: Liu et al. (2022); the time is added where the depthwise convolution ends.
     """
 
@@ -359,7 +364,10 @@ class SelfAttention(nn.Module):
     """x + f(x): every pixel looks at every pixel, weighted by softmax(q·k/√(channels per head)).
 
     The cost grows with the fourth power of the image's side, so it is used where the image is
-    small. Paper: DDPM appendix B.
+    small.
+
+    Book: (6.32), (6.35).
+    Paper: DDPM appendix B.
 
     Source: Vaswani et al. (2017).
     """
@@ -388,7 +396,10 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution: a 3×3 convolution with stride 2."""
+    """Half the resolution: a 3×3 convolution with stride 2.
+
+    Book: (6.11).
+    """
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -442,7 +453,10 @@ def _time_projection(channels: int, config: UNetConfig) -> nn.Linear:
 
 
 def _normalise_with_time(h: Tensor, time: Tensor, norm: nn.Module, scale_shift: bool) -> Tensor:
-    """norm(h + time), or norm(h)·(1 + scale) + shift; time: (B, C) or (B, 2C), one per channel."""
+    """norm(h + time), or norm(h)·(1 + scale) + shift; time: (B, C) or (B, 2C), one per channel.
+
+    Book: (6.26), (6.27).
+    """
     time = time[:, :, None, None]
     if not scale_shift:
         return norm(h + time)
@@ -483,6 +497,7 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """A denoiser for images: (x_t, t) or (x_t, t, y) to an image of out_channels.
 
+    Book: (6.12), (6.13).
     Paper: DDPM section 4 and appendix B.
     Source: Ronneberger et al. (2015) for the shape; Ho et al. (2020) for what fills it.
     """
@@ -596,7 +611,10 @@ def _no() -> nn.Module:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers the module learns."""
+    """How many numbers the module learns.
+
+    Book: (6.7), (6.37).
+    """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -606,6 +624,8 @@ def count_flops(network: nn.Module, *inputs: Any) -> int:
     Two for each multiplication with its addition, in convolutions and matrix products; the rest
     (normalisation, activation, softmax, additions) is not counted. Attention is computed with its
     products written out meanwhile, because PyTorch does not count in its fused form on the CPU.
+
+    Book: (6.8), (6.35).
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(*inputs)
