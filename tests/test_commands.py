@@ -22,12 +22,12 @@ from PIL import Image
 
 from ddpm_lite import __main__, storage
 from ddpm_lite.commands import common, evaluate, sample, train
-from ddpm_lite.data import digits
+from ddpm_lite.data import digits, load
 from ddpm_lite.interchange import from_diffusers
 from ddpm_lite.process import GaussianDiffusion
 from ddpm_lite.sampling import generate
 from ddpm_lite.schedule import NoiseSchedule
-from ddpm_lite.storage import load_model, read_tensors
+from ddpm_lite.storage import load_model, read_tensors, shipped
 from ddpm_lite.training import Trainer
 from ddpm_lite.unet import PRESETS, count_parameters
 
@@ -253,6 +253,21 @@ def test_the_papers_settings_are_those_of_its_network():
     assert (config.steps, config.batch_size, config.learning_rate) == (800_000, 128, 2e-4)
     assert (config.warmup_steps, config.ema_decay, config.clip_norm) == (5000, 0.9999, 1.0)
     assert config.horizontal_flip and config.weight_decay == 0 and config.betas == (0.9, 0.999)
+
+
+def test_training_on_the_digits_is_what_made_the_model_of_the_book():
+    made = shipped("digits")
+    dataset = load("digits", "train")
+    diffusion = train._diffusion(given())
+    assert made.diffusion.schedule == diffusion.schedule
+    assert made.network.config == train._network_config(
+        given(), PRESETS["digits"], dataset, diffusion
+    )
+    config = train._training_config(given(), train.USUAL["digits"], dataset, diffusion).to_dict()
+    then = made.about["training"]["settings"]
+    then |= {"steps": made.about["training"]["steps"]}
+    apart = {name for name, value in config.items() if then[name] != value}
+    assert apart <= {"precision", "checkpoint_every"}  # the precision: to be the same everywhere
 
 
 def test_every_option_of_training_reaches_the_configuration():
