@@ -36,6 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from ddpm_lite.guidance import drop_labels
 from ddpm_lite.hardware import (
     PRECISIONS,
     choose_device,
@@ -237,11 +238,12 @@ class Batches:
         if self.config.horizontal_flip:
             mirrored = torch.rand(total, generator=self.generator)[part] < 0.5
             x0[mirrored] = x0[mirrored].flip(-1)
-        y = None if self.labels is None else self.labels[index[part]]
-        if y is not None and self.null_class is not None and self.config.label_dropout > 0:
-            dropped = torch.rand(total, generator=self.generator)[part] < self.config.label_dropout
-            y = torch.where(dropped, self.null_class, y)
-        return Batch(x0, t[part], noise[part], y)
+        if self.labels is None:
+            return Batch(x0, t[part], noise[part], None)
+        y = self.labels[index]
+        if self.null_class is not None and self.config.label_dropout > 0:
+            y = drop_labels(y, self.config.label_dropout, self.null_class, self.generator)
+        return Batch(x0, t[part], noise[part], y[part])
 
     def _take(self, count: int) -> Tensor:
         while len(self.order) < count:
