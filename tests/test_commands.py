@@ -29,7 +29,7 @@ from ddpm_lite.sampling import generate
 from ddpm_lite.schedule import NoiseSchedule
 from ddpm_lite.storage import load_model, read_tensors, shipped
 from ddpm_lite.training import Trainer
-from ddpm_lite.unet import PRESETS, count_parameters
+from ddpm_lite.unet import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 T = 12
@@ -237,7 +237,7 @@ def test_a_preset_takes_the_size_and_channels_of_the_data():
     dataset = argparse.Namespace(images=torch.zeros(2, 1, 64, 64))
     diffusion = GaussianDiffusion(NoiseSchedule.linear(1000))
     options = given("--dropout", 0.2, "--attention-resolutions", "none", "--block", "convnext")
-    config = train._network_config(options, PRESETS["ddpm-cifar10"], dataset, diffusion)
+    config = train._network_config(options, "ddpm-cifar10", dataset, diffusion)
     assert (config.image_size, config.in_channels, config.out_channels) == (64, 1, 1)
     assert (config.dropout, config.attention_resolutions, config.block) == (0.2, (), "convnext")
     assert config.base_channels == 128
@@ -249,7 +249,7 @@ def test_the_papers_settings_are_those_of_its_network():
     diffusion = train._diffusion(given())
     assert diffusion.schedule == NoiseSchedule.linear(1000)
     assert (diffusion.prediction, diffusion.variance) == ("eps", "posterior")
-    config = train._training_config(given(), train.USUAL["ddpm-cifar10"], dataset, diffusion)
+    config = train._training_config(given(), "ddpm-cifar10", dataset, diffusion)
     assert (config.steps, config.batch_size, config.learning_rate) == (800_000, 128, 2e-4)
     assert (config.warmup_steps, config.ema_decay, config.clip_norm) == (5000, 0.9999, 1.0)
     assert config.horizontal_flip and config.weight_decay == 0 and config.betas == (0.9, 0.999)
@@ -260,10 +260,8 @@ def test_training_on_the_digits_is_what_made_the_model_of_the_book():
     dataset = load("digits", "train")
     diffusion = train._diffusion(given())
     assert made.diffusion.schedule == diffusion.schedule
-    assert made.network.config == train._network_config(
-        given(), PRESETS["digits"], dataset, diffusion
-    )
-    config = train._training_config(given(), train.USUAL["digits"], dataset, diffusion).to_dict()
+    assert made.network.config == train._network_config(given(), "digits", dataset, diffusion)
+    config = train._training_config(given(), "digits", dataset, diffusion).to_dict()
     then = made.about["training"]["settings"]
     then |= {"steps": made.about["training"]["steps"]}
     apart = {name for name, value in config.items() if then[name] != value}
@@ -280,7 +278,7 @@ def test_every_option_of_training_reaches_the_configuration():
     options = given(*(part for pair in words.items() for part in pair), *flags)
     dataset = argparse.Namespace(images=torch.zeros(2, 1, 8, 8), levels=17)
     diffusion = train._diffusion(given())
-    config = train._training_config(options, train.USUAL["digits"], dataset, diffusion)
+    config = train._training_config(options, "digits", dataset, diffusion)
     found = config.to_dict()
     assert found["learning_rate"] == 0.5
     for option, value in words.items():
