@@ -1800,7 +1800,8 @@ assert abs(np.mean(estimates) - exact) < 5 * error                   # unbiased,
 # 4. Precision, recall and the classes of the samples are reported beside what real images have.
 # 5. So are (T.48) and the share of near-copies. A model memorises if its near-copies are more than
 #    chance allows, if its share nearer is above ¾, or if its distance is *below* the floor: real
-#    images are not that near.
+#    images are not that near. Otherwise it is *at the floor* or *above* it; or *undecided*, if the
+#    intervals overlap only because five generations were too few.
 #
 # *Would you catch a cheat?* Let half of our training images be the training set, and let four
 # models enter. The first copies training images. The second draws real images that nobody has

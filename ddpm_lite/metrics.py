@@ -38,6 +38,7 @@ CONFIDENCE = 0.95  # of every interval
 FEWEST_GENERATIONS = 5
 NEAR_COPY = 0.5  # nearest training image closer than this share of the distance to the second
 NEARER_THAN_REAL = 0.75  # generated images nearer to the training set than real ones, 3 to 1
+WIDEST = 2.0  # "at the floor" excludes a distance of more than twice the floor
 
 
 # ---- the classifier -----------------------------------------------------------------------------
@@ -458,7 +459,7 @@ class Report:
     comparison for real images. ratio: distance over the floor. precision, recall: of generated
     images; real_precision, real_recall: of the training subsets. class_shares, heldout_shares: the
     predicted classes. share_nearer, share_copied, heldout_copied: see `Memorisation`.
-    verdict: "memorises", "at the floor" or "above the floor". reasons: what led to it.
+    verdict: "memorises", "at the floor", "above the floor" or "undecided". reasons: what led to it.
     """
 
     size: int
@@ -524,8 +525,9 @@ def evaluate(
     3. Precision, recall and the shares of near-copies come beside it; see their functions.
     4. The verdict is "memorises" if the interval of the distance lies below that of the floor, or
        if `share_copied` or `share_nearer` is beyond what images can reach that were not copied
-       (for the latter, 3/4); "at the floor" if the intervals of distance and floor overlap;
-       else "above the floor".
+       (for the latter, 3/4); "above the floor" if the interval of the distance lies above that of
+       the floor; "at the floor" if they overlap and the ratio's interval ends below 2; and
+       "undecided" if they overlap only because there are too few generations to tell.
 
     Everything is measured against one held-out set, so the intervals hold for this set. Subsets
     without replacement are a little more alike than fresh images would be: the floor is strict.
@@ -558,7 +560,9 @@ def evaluate(
     nearer = Estimate.of([m.share_nearer for m in copies])
     copied = Estimate.of([m.share_copied for m in copies])
     innocent = copies[0].heldout_copied
-    verdict, reasons = _judge(distance, floor, nearer, copied, innocent, len(heldout))
+    verdict, reasons = _memorises(distance, floor, nearer, copied, innocent, len(heldout))
+    if not verdict:
+        verdict, reasons = _judge(distance, floor)
     return Report(
         size=len(heldout),
         generations=len(sets),
@@ -615,7 +619,19 @@ def _class_shares(network: FeatureMap, images: Tensor, classes: int) -> tuple[fl
     return tuple((counts.double() / len(images)).tolist())
 
 
-def _judge(
+def _judge(distance: Estimate, floor: Estimate) -> tuple[str, tuple[str, ...]]:
+    """The verdict on a model that does not memorise, and the reason."""
+    ratio = _ratio(distance, floor)
+    if distance.low > floor.high:
+        return "above the floor", (f"{ratio.mean:.2f} times the floor",)
+    if ratio.high > WIDEST:
+        return "undecided", (
+            f"the ratio may be anything up to {ratio.high:.1f}: more generations are needed",
+        )
+    return "at the floor", ("the intervals of distance and floor overlap",)
+
+
+def _memorises(
     distance: Estimate,
     floor: Estimate,
     nearer: Estimate,
@@ -623,7 +639,7 @@ def _judge(
     heldout_copied: float,
     size: int,
 ) -> tuple[str, tuple[str, ...]]:
-    """The verdict and what led to it."""
+    """The verdict "memorises" and every sign of it; or an empty verdict."""
     found = round(heldout_copied * size)
     # the largest share that would leave as few near-copies among the held-out images (97.5 %)
     most = float(scipy.stats.beta.ppf((1 + CONFIDENCE) / 2, found + 1, size - found))
@@ -640,11 +656,7 @@ def _judge(
             f"in {nearer.mean:.0%} of all pairs the generated image is nearer to the training "
             "images than the held-out one"
         )
-    if reasons:
-        return "memorises", tuple(reasons)
-    if distance.low <= floor.high:
-        return "at the floor", ("the intervals of distance and floor overlap",)
-    return "above the floor", (f"{distance.mean / floor.mean:.2f} times the floor",)
+    return ("memorises" if reasons else ""), tuple(reasons)
 
 
 # ---- checks at the boundary ---------------------------------------------------------------------

@@ -593,6 +593,17 @@ def test_a_distance_below_the_floor_is_reported(halves):
     assert "below the floor" in report.reasons[0]
 
 
+def test_too_few_generations_for_a_verdict_are_no_praise(halves):
+    """Four good sets and a bad one: the interval overlaps the floor only because it is wide."""
+    unseen, train, heldout = halves
+    images = five(unseen)
+    images[4] = images[4] + 0.5 * torch.randn(images[4].shape, generator=seeded(6))
+    report = judged(images, train, heldout)
+    assert report.distance.low <= report.floor.high and report.ratio.high > 2
+    assert report.verdict == "undecided"
+    assert "more generations" in report.reasons[0]
+
+
 def test_distance_and_floor_compare_equal_sizes_with_the_held_out(halves, monkeypatch):
     unseen, train, heldout = halves
     seen = []

@@ -378,7 +378,9 @@ def test_samples_carry_no_graph():
     network = Dropping()
     start = torch.zeros(2, 1, requires_grad=True)
     settings = {"steps": T, "eta": 1.0, "generator": seeded(), "x_T": start}
-    for state in sample(network, GaussianDiffusion(SCHEDULE), (2, 1), **settings):
+    walk = sample(network, GaussianDiffusion(SCHEDULE), (2, 1), **settings)
+    assert not walk.start.requires_grad
+    for state in walk:
         assert not state.x.requires_grad and not state.x0.requires_grad
 
 
