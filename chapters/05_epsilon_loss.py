@@ -149,7 +149,7 @@ at the end. Half of the sum lies to the left of t = 17.""")
 line = torch.linspace(-2.2, 3.2, 5401)                             # all there is of the mixture
 log_data = mixture.log_prob(line[:, None])
 entropy = -torch.trapezoid(log_data.exp() * log_data, line)
-rival = GaussianData(mixture.mean, mixture.covariance)             # one bell, same mean and variance
+rival = GaussianData(mixture.mean, mixture.covariance)             # one bell, same two moments
 divergence = torch.trapezoid(log_data.exp() * (log_data - rival.log_prob(line[:, None])), line)
 claim("5.1", entropy + divergence, rival.entropy(),
       note="right: −E log p is its own entropy, if mean and variance agree")
@@ -335,6 +335,26 @@ claim("5.6", -likelihood.log() + gap, expected_terms(tiny, guess, starts).sum(1)
       note="planes of paths, against closed forms")
 fact("the gap at the five places, in bits", gap / bit)
 
+price, ceiling = -model_law.log() / bit, expected_terms(tiny, guess, everywhere).sum(1) / bit
+inside = everywhere.abs() <= 1.5
+fact("smallest and largest gap between −1.5 and 1.5",
+     [(ceiling - price)[inside].min(), (ceiling - price)[inside].max()])
+
+fig, ax = figure()
+ax.fill_between(everywhere, price, ceiling, color=ORANGE, alpha=0.5, lw=0, label="the gap")
+ax.plot(everywhere, ceiling, color=VERMILLION, label="$L(x_0)$")
+ax.plot(everywhere, price, color=BLUE, label=r"$-\log\,p_\theta(x_0)$")
+ax.plot(everywhere, -mixture.log_prob(everywhere[:, None]) / bit, color=GREY, ls="--", lw=1.5,
+        label=r"$-\log\,p_{\mathrm{data}}(x_0)$")
+ax.set(xlim=(-2, 2), ylim=(-1, 5), xlabel="$x_0$", ylabel="bits")
+ax.legend(fontsize=9, loc="lower center", ncols=2)
+show(fig, """Prices in bits against x_0 for the tiny chain. Minus log p of the model is a shallow
+bowl, and the bound lies a tenth of a bit above it, a little more at the sides. Minus log p of the
+data is below both near the two humps, by up to two bits, and far above between and beside them.""")
+
+
+# %% [markdown]
+# *Where is the bound loose, and where is the model wrong?* Two different things. The orange strip is what Jensen's inequality gives away: a tenth of a bit. The distance from the blue curve to the dashed one is what the model itself gets wrong. Its walk of two steps has smeared the two humps into one, and it charges too much on them and too little beside them. No tighter bound would cure that.
 
 # %% [markdown]
 # **On average over the data.** The same trick with the *true* joint law, $q(x_{0:T})=p_{\text{data}}(x_0)\,q(x_{1:T}\mid x_0)$. Average (5.5) over the data, and add and subtract $\log p_{\text{data}}(x_0)$:
@@ -386,7 +406,8 @@ claim("5.7", entropy + joint, average.sum(), tol=1e-8,
 x_2, p_2 = places_of(mixture.marginal(tiny.schedule, 2))
 top = p_2 @ (mixture.marginal(tiny.schedule, 2).log_prob(x_2) - log_normal(x_2, 0.0, 1.0)[:, 0])
 paid = [expected_kl(mixture, tiny, guess, t) for t in (1, 2)]
-claim("5.8", top + sum(paid), joint, tol=1e-8, note="the oracle's steps back, against the joint law")
+claim("5.8", top + sum(paid), joint, tol=1e-8,
+      note="the oracle's steps back, against the joint law")
 fact("paid at the top, at t = 2 and at t = 1, in bits", [top / bit, paid[1] / bit, paid[0] / bit])
 fact("entropy, and the average bound", [entropy / bit, average.sum() / bit])
 
@@ -449,7 +470,7 @@ fact("entropy, and the average bound", [entropy / bit, average.sum() / bit])
 # \tag{5.13}
 # $$
 #
-# The index is that of the state which the step arrives at: $L_{t-1}$ is the price of the step from $t$ to $t-1$, and $L_0$ of the last one, into the data. Three parts: the *prior* term, the *steps*, the *decoder*. (Chapter 3 wrote a mean squared error as (3.33); it gets its own letter in section 5.8.)
+# The index is that of the state which the step arrives at: $L_{t-1}$ is the price of the step from $t$ to $t-1$, and $L_0$ of the last one, into the data. Three parts: the *prior* term, the *steps*, the *decoder*. (The mean squared error of (3.33) is something else, and has a letter of its own: $\ell_t$, section 5.8.)
 #
 # The cell takes a chain of four strong steps. Lines 1 and 4 must agree path by path, line 3 is checked on the same paths, and line 2 as densities.
 
@@ -1026,7 +1047,7 @@ for V in (0.01, 0.25, 4.0):
 
 # %%
 def gap(V, alpha_bar):
-    """E L - H in nats for data N(0, V), exact denoiser, variance beta_tilde (beta_tilde_2 at t = 1)."""
+    """E L - H in nats for data N(0, V), exact denoiser and variance beta_tilde."""
     raise NotImplementedError("your turn")
 
 
@@ -1098,14 +1119,12 @@ right.legend(loc="lower left", fontsize=9)
 right.set(xlabel="length of the chain $T$", ylabel="bits above entropy")
 show(fig, """Left, what each step loses by a wrong variance, in bits against t, on logarithmic axes.
 With the posterior variance it is more than a tenth at the first steps and falls steeply; with beta
-it is less than a thousandth everywhere. Right, bits above the entropy against the length of the
-chain: with
-beta and with the best variance they fall like one over T to about a hundredth; with the posterior
-variance they fall slowly, from 2.7 to 0.8.""")
+it is about a ten-thousandth at most. Right, bits above the entropy against the length of the
+chain: with beta and with the best variance they fall like one over T to about a hundredth; with
+the posterior variance they fall slowly, from 2.7 to 0.8.""")
 
 # %% [markdown]
-# *What does a perfect network still cost?* On the left, (5.30) step by step; on the right, the whole gap. With $\sigma_*^2$ the gap falls like $1/T$, as chapter 4 predicted from (4.40), and at $T=1000$ it is less than a hundredth of a bit. With $\beta_t$ it is twice that. With $\tilde\beta_t$ more than three quarters of a bit are lost, half of it at the first two steps, where $\beta_t$ and $\tilde\beta_t$ differ by a factor of two, and longer chains help only slowly. The same choice made next to no difference to the *samples*, [section
-# 4.13](04_posterior.ipynb#4.13-A-reverse-step,-and-a-first-walk): the sampler's noise at these steps is a hundredth of the width of a hump. Bits and pictures look at different ends of the chain.
+# *What does a perfect network still cost?* On the left, (5.30) step by step; on the right, the whole gap. With $\sigma_*^2$ the gap falls like $1/T$, as chapter 4 predicted from (4.40), and at $T=1000$ it is less than a hundredth of a bit. With $\beta_t$ it is twice that. With $\tilde\beta_t$ more than three quarters of a bit are lost, half of it at the first two steps, where $\beta_t$ and $\tilde\beta_t$ differ by a factor of two, and longer chains help only slowly. To the *samples* these first steps hardly matter: their noise has a deviation of a hundredth, a tenth of that of the narrow hump, and whether it is a little too small nobody can see. Bits and pictures look at different ends of the chain.
 #
 # Do not conclude that $\tilde\beta_t$ is the wrong choice for bits either. These data are smooth at the scale of the first steps: there the noise cannot be guessed, $\xi_t\approx1$. The digits of the next section have levels, at that scale they are points, $\xi_t\approx0$, and the verdict is the opposite.
 #
@@ -1155,7 +1174,7 @@ fact("largest error of the tanh that is used for Φ",
 
 # %% [markdown]
 # > **Pitfall: three ways to a wrong number of bits.** (1) *The density instead of the mass.* `levels=None` on data with levels gives "bits per dimension" that are negative, the better the narrower the decoder. (2) *A floor under the mass.* Code that clamps the mass at $10^{-12}$ before the logarithm charges at most 28 nats for a pixel, however wrong. The exact number in the cell above is ten thousand; with the clamp the result is no bound any
-# > more. (3) *A chain with fewer steps.* A bound computed on 50 of 1000 steps bounds another model, the one that samples in 50 steps. (The official code's $\tanh$ for $\Phi$, error above, is harmless beside these, and not needed.)
+# > more. (3) *A chain with fewer steps.* A bound computed on 50 of 1000 steps bounds another model, the one that samples in 50 steps. (Two things that look suspicious and are not: the official code's $\tanh$ for $\Phi$, whose error is printed above, is harmless, though not needed; and clipping $\hat x_0$ inside the bound is legal, because it defines another model, whose bound it then is.)
 
 # %%
 pixel = Gaussian(torch.zeros(1, 1), torch.tensor(0.01**2))         # a perfect guess of one pixel
@@ -1217,6 +1236,23 @@ wider = bits_per_dim(memory, diffusion, some[:12], levels=DIGITS_LEVELS,
                      generator=torch.Generator().manual_seed(5))
 fact("training digits again, with the variance β", wider.mean(), digits=2)
 
+fig, ax = figure()
+for rows, colour, label in ((slice(None, 12), BLUE, "training digits"),
+                            (slice(12, None), VERMILLION, "held-out digits")):
+    spent = (found.prior[rows].mean() + found.steps[rows].mean(0).flip(0).cumsum(0).flip(0))
+    ax.loglog(steps[1:], spent / (64 * bit), color=colour, label=label)
+ax.axhline(math.log2(1442) / 64, color=GREY, ls=":", lw=1.5)
+ax.axhline(math.log2(17), color=GREY, ls="--", lw=1.5)
+ax.text(1000, 0.115, "entropy", ha="right", va="top", fontsize=9)
+ax.text(1000, 4.8, "no model", ha="right", va="bottom", fontsize=9)
+ax.set(xlabel="$t$", ylabel="bits per dimension", ylim=(1e-4, 1e4),
+       title="paid from $T$ down to $t$")
+ax.legend(fontsize=9, loc="lower left")
+show(fig, """Bits per dimension paid from the top of the chain down to t, both axes logarithmic.
+Coming from t = 1000 two curves rise together until about t = 300. That of the training digits then
+stays at their entropy. That of the held-out digits goes on rising, crosses four bits, the price
+without a model, and reaches a thousand at the first steps.""")
+
 # %% [markdown]
 # *The training digits* cost 0.17 bits per dimension, hardly more than the entropy: ten bits are enough to say *which* image it is, and after that everything is known. Nearly all of it is paid at $t>100$, at noise levels where several images come into question. Down to there nothing is left to guess, and the early steps cost nothing. *The held-out digits* cost more than a thousand bits per dimension, where sending the pixels without any model costs four. The perfect denoiser of the training set is sure, wrongly, that
 # $x_1$ is one of its own images. This is memorising, in the most sensitive of all measures, and no picture is needed to see it. A network that is trained on $L_{\text{simple}}$ and stopped in time lies between the two, and chapter 7 measures where.
@@ -1251,7 +1287,7 @@ check("5.7", answer_5_7)
 learned = GaussianDiffusion(schedule, variance="learned")
 x0, noise = torch.randn(2, 8, 3, generator=g)
 t = torch.tensor([1, 2, 10, 50, 100, 300, 700, 1000])
-raw = torch.randn(8, 6, generator=g)                               # prediction first, variance second
+raw = torch.randn(8, 6, generator=g)                             # prediction first, variance second
 
 
 def gradient_of(loss):
@@ -1297,7 +1333,7 @@ fact("deviation of a batch's loss, 128 images: uniform, antithetic, stratified",
      list(found.values()), digits=2)
 
 # %% [markdown]
-# Stratified steps remove nearly all of the noise that comes from $t$. (The noise that comes from $x_0$ and $\varepsilon$ remains.) Antithetic pairs help where the loss is monotone in $t$, which it nearly is here.
+# Stratified steps remove nearly all of the noise that comes from $t$. (The noise that comes from $x_0$ and $\varepsilon$ remains.) Antithetic pairs help where the loss is monotone in $t$, which it nearly is here, and they would do harm to a loss that is symmetric about the middle of the chain.
 #
 # > **Pitfall: the step that is never trained.** `torch.randint(low, high)` does not include `high`. In a widely read course the steps are drawn by `randint(0, 999)` from the indices $0..999$: the largest one never comes. It is the very step at which sampling starts. The mirror image of it, `randint(1, T)`, is the same slip in the paper's counting. Right is `randint(1, T + 1)`, or `sample_steps`.
 # >
@@ -1441,7 +1477,7 @@ ratio = s.posterior_variance[2:] / s.beta[2:]
 moment = torch.trace(plane.covariance) + (plane.mean**2).sum()
 constant = ((ratio - 1 - ratio.log()).sum() + torch.log(2 * math.pi * s.beta[1])
             - s.alpha_bar[-1] - torch.log(1 - s.alpha_bar[-1]) + s.alpha_bar[-1] * moment / 2)
-ideal = (constant + 2 * omega @ xi) / bit                            # the bound at the floor, in bits
+ideal = (constant + 2 * omega @ xi) / bit                          # the bound at the floor, in bits
 fact("entropy of the points in bits, and the bound of a perfect network",
      [plane_entropy, ideal])
 claim("5.37", torch.stack([plane_entropy, ideal]),
@@ -1451,10 +1487,11 @@ claim("5.24", own.mean(), 0.05 * (1 - xi).mean(), relation="<=",
       note="the network leaves less than 5 % of what can be guessed")
 
 # %% tags=["nbval-ignore-output"]
-print(f"the loss by quarters:  network {[round(x, 4) for x in (xi + own).view(4, 50).mean(1).tolist()]}")
-print(f"                       floor   {[round(x, 4) for x in xi.view(4, 50).mean(1).tolist()]}")
+for name, values in (("network", xi + own), ("floor", xi)):
+    quarters = ", ".join(f"{x:.4f}" for x in values.view(4, 50).mean(1))
+    print(f"the loss by quarters of t, {name}: {quarters}")
 cost = 2 * omega * own / bit
-print(f"price of the network's errors: {cost.sum():.2f} bits, of which t <= 20: {cost[:20].sum():.2f}")
+print(f"price of the network's errors: {cost.sum():.2f} bits, {cost[:20].sum():.2f} at t <= 20")
 
 # %% [markdown]
 # The last cell's numbers depend on the machine, so they are not compared from run to run. On ours the network's loss exceeds the floor by about a hundredth in the first quarter and by less than a thousandth in the others. In bits nearly the whole price is paid at the first twenty steps, where the weights are large and the loss is nearly all floor. Whoever watches only $L_{\text{simple}}$ will call this network finished.
@@ -1504,9 +1541,9 @@ plot_points(right, x[:1500], s=3, color="black", alpha=0.5)
 right.set(xlabel="first coordinate", ylabel="second coordinate",
           xlim=(-2.8, 2.6), ylim=(-2.6, 2.4))
 show(fig, """Left, the network's loss against t on a logarithmic axis: it lies on the floor, which
-falls from near 1 at t = 1 to near 0 at t = 200, but for a strip at small t, where it begins a little above 1. Right,
-fifteen hundred generated points lie on the three components of the true density, one round, one
-narrow and slanted, one broad.""")
+falls from near 1 at t = 1 to near 0 at t = 200, but for a strip at small t, where it begins a
+little above 1. Right, fifteen hundred generated points lie on the three components of the true
+density, one round, one narrow and slanted, one broad.""")
 
 # %% [markdown]
 # *Has it learned?* On the left, the network's loss against the floor: the grey part is what nobody can guess, and between it and the network there is a strip that one can see only at small $t$. At the first two or three steps the network does worse than the guess 0: there is next to nothing to be learned there, and it has learned something else. On the right, points that nobody drew from the data: noise, walked back by a network that was asked for nothing but a squared error.
