@@ -292,19 +292,30 @@ class GaussianDiffusion:
         Raises:
             ValueError: as `predict` and `posterior`, or if η ≠ 1 meets `beta` or `learned`.
         """
+        return self.reverse_given(self.predict(output, x_t, t, clip), x_t, t, s, eta)
+
+    def reverse_given(
+        self,
+        prediction: Prediction,
+        x_t: Tensor,
+        t: Step,
+        s: Step | None = None,
+        eta: float = 1.0,
+    ) -> Gaussian:
+        """`reverse`, for an output that `predict` has already read at (x_t, t)."""
         if self.variance != "posterior" and eta != 1:
             raise ValueError(
                 f"variance {self.variance!r} is defined for eta = 1 only, got {eta!r}."
             )
         s = _previous(t) if s is None else s
-        prediction = self.predict(output, x_t, t, clip)
         member = self.posterior(x_t, prediction.x0, t, s, eta)
         if self.variance == "posterior":
             return member
         beta = one_minus_exp(self._log(t, x_t) - self._log(s, x_t))
         if self.variance == "beta":
             return Gaussian(member.mean, _cast(beta, x_t))
-        assert prediction.f is not None
+        if prediction.f is None:
+            raise ValueError("a learned variance needs a prediction with f, this one has none.")
         lower = torch.where(member.variance > 0, member.variance, self._smallest_variance(x_t))
         log_variance = prediction.f * _cast(beta.log(), x_t) + (1 - prediction.f) * lower.log()
         return Gaussian(member.mean, log_variance.exp())

@@ -149,16 +149,14 @@ def sample(
     grid = _grid(diffusion.schedule, steps, spacing)
     _rehearse(diffusion, grid[0], eta, clip)
     x = _start(x_T, size, generator, _dtype(dtype, x_T), _device(device, x_T, denoiser, generator))
-    ask = _asking(denoiser, diffusion, y, x)
+    predict = _predicting(denoiser, diffusion, y, clip, x)
 
     def steps_down(x: Tensor) -> Iterator[State]:
         for t, s in _bar(list(pairwise([*grid, 0])), progress):
-            with torch.no_grad():  # not held while the caller has the turn
-                output = ask(x, t)
-                law = diffusion.reverse(output, x, t, s, eta, clip)
-                x0 = diffusion.predict(output, x, t, clip).x0
-                x = law.sample(generator) if s > 0 else law.mean
-            yield State(x, s, x0)
+            guess = predict(x, t)
+            law = diffusion.reverse_given(guess, x, t, s, eta)
+            x = law.sample(generator) if s > 0 else law.mean
+            yield State(x, s, guess.x0)
 
     return Walk((*grid, 0), x, steps_down(x), calls=len(grid))
 
@@ -461,21 +459,6 @@ def _bar(pairs: list[tuple[int, int]], progress: bool) -> Iterator[tuple[int, in
 # ---- the denoiser -------------------------------------------------------------------------------
 
 
-def _asking(
-    denoiser: Denoiser, diffusion: GaussianDiffusion, y: Tensor | None, like: Tensor
-) -> Callable[[Tensor, int], Tensor]:
-    """(x, t) → the denoiser's output at x and the original number of step t, at rest."""
-    number = diffusion.schedule.timesteps.tolist()
-    labels = () if y is None else (_check_labels(y, len(like)).to(like.device),)
-
-    def ask(x: Tensor, t: int) -> Tensor:
-        step = torch.full((len(x),), number[t], dtype=torch.int64, device=x.device)
-        with torch.no_grad(), _at_rest(denoiser):
-            return denoiser(x, step, *labels)
-
-    return ask
-
-
 def _predicting(
     denoiser: Denoiser,
     diffusion: GaussianDiffusion,
@@ -483,15 +466,27 @@ def _predicting(
     clip: tuple[float, float] | None,
     like: Tensor,
 ) -> Predict:
-    """(x, t) → the denoiser's answer there, in all its forms."""
-    ask = _asking(denoiser, diffusion, y, like)
-    return lambda x, t: diffusion.predict(ask(x, t), x, t, clip)
+    """(x, t) → the denoiser's answer at x and the original number of step t, in all its forms.
+
+    No gradients and evaluation mode are for the call alone: the caller has the turn between two.
+    """
+    number = diffusion.schedule.timesteps.tolist()
+    labels = () if y is None else (_check_labels(y, len(like)).to(like.device),)
+    # listed once: to walk through a network at every step would cost a small one half a percent
+    modules = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
+
+    def predict(x: Tensor, t: int) -> Prediction:
+        step = torch.full((len(x),), number[t], dtype=torch.int64, device=x.device)
+        with torch.no_grad(), _at_rest(modules):
+            output = denoiser(x, step, *labels)
+        return diffusion.predict(output.detach(), x, t, clip)
+
+    return predict
 
 
 @contextmanager
-def _at_rest(denoiser: Denoiser) -> Iterator[None]:
+def _at_rest(modules: list[nn.Module]) -> Iterator[None]:
     """Evaluation mode for the time of a call, then each module's own mode again."""
-    modules = denoiser.modules() if isinstance(denoiser, nn.Module) else ()
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
