@@ -1189,13 +1189,13 @@ for name, x_t in {
 # ## 3.12 A sum over t from one random t
 #
 # We promised to show that one random $t$ per image is fair. Let $\hat\varepsilon(x_t, t)$ be any guess of the noise, by a network or by anything else, and
-# $L_t$ its mean squared error per pixel at step $t$. What we want is the average of $L_t$ over all steps. If $t$ is drawn uniformly from $1,\dots,T$, each step has
+# $\ell_t$ its mean squared error per pixel at step $t$. What we want is the average of $\ell_t$ over all steps. If $t$ is drawn uniformly from $1,\dots,T$, each step has
 # the probability $1/T$, and by the definition of an expectation
 #
 # $$
-# \mathbb E_t\big[L_t\big] = \sum_{t=1}^{T}\frac1T\,L_t ,
+# \mathbb E_t\big[\ell_t\big] = \sum_{t=1}^{T}\frac1T\,\ell_t ,
 # \qquad
-# L_t = \mathbb E_{x_0,\varepsilon}\;\frac1D\,\big\lVert\,\varepsilon - \hat\varepsilon\big(\sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\;\varepsilon,\;t\big)\big\rVert^2 .
+# \ell_t = \mathbb E_{x_0,\varepsilon}\;\frac1D\,\big\lVert\,\varepsilon - \hat\varepsilon\big(\sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\;\varepsilon,\;t\big)\big\rVert^2 .
 # \tag{3.33}
 # $$
 #
@@ -1203,19 +1203,19 @@ for name, x_t in {
 # what *unbiased* means. It needs $x_t$ for a $t$ chosen at random, and here is the shortcut's purpose. (Chapter 5 derives this loss, and says
 # which weights its terms should have.)
 #
-# To see it work we need a guess whose $L_t$ can be computed. Take the laziest: $\hat\varepsilon(x_t,t) = x_t$, "it is all noise". Its error is
+# To see it work we need a guess whose $\ell_t$ can be computed. Take the laziest: $\hat\varepsilon(x_t,t) = x_t$, "it is all noise". Its error is
 # $\varepsilon - x_t = (1-\sqrt{1-\bar\alpha_t})\,\varepsilon - \sqrt{\bar\alpha_t}\,x_0$. Square and average. The mixed term vanishes, because $\varepsilon$ is independent
 # of $x_0$ and has mean $0$; the squares of $\varepsilon$ average to $1$ per pixel; and so
 #
 # $$
-# L_t = \big(1-\sqrt{1-\bar\alpha_t}\,\big)^2 + \bar\alpha_t\,m_2 ,
+# \ell_t = \big(1-\sqrt{1-\bar\alpha_t}\,\big)^2 + \bar\alpha_t\,m_2 ,
 # \qquad m_2 = \mathbb E\,\tfrac1D\lVert x_0\rVert^2 .
 # \tag{3.34}
 # $$
 
 # %%
 g = torch.Generator().manual_seed(12)
-lazy = (1 - (1 - alpha_bar[1:]).sqrt()) ** 2 + alpha_bar[1:] * (clean**2).mean()       # L_1 … L_T
+lazy = (1 - (1 - alpha_bar[1:]).sqrt()) ** 2 + alpha_bar[1:] * (clean**2).mean()       # ℓ_1 … ℓ_T
 
 
 def squared_errors(t):
@@ -1235,12 +1235,12 @@ claim("3.33", lazy.mean(), at_random.mean(), standard_error=at_random.std() / le
 
 over_t = lazy.std(correction=0)
 fact("the lazy guess's loss, averaged over all t", lazy.mean())
-fact("standard deviation of L_t over t", over_t)
+fact("standard deviation of ℓ_t over t", over_t)
 fact("the same, averaged over 128 independent t", over_t / 128**0.5)
 
 # %% [markdown]
 # The last two numbers say why each image gets *its own* $t$. The loss depends strongly on $t$. With one $t$ for a whole batch of 128, the batch's loss would
-# jump about with the full standard deviation of $L_t$, larger than its mean. With independent $t$'s that part shrinks by $\sqrt{128}$. A walk could not
+# jump about with the full standard deviation of $\ell_t$, larger than its mean. With independent $t$'s that part shrinks by $\sqrt{128}$. A walk could not
 # help: all its images belong to one $x_0$, and its neighbours are nearly the same, by (3.28).
 
 # %% [markdown]
