@@ -81,7 +81,7 @@ for column, t in zip(axes.T, steps, strict=True):
     column[0].set_title(f"$t={t}$", loc="center")
     for ax in column:
         ax.set(xticks=[], yticks=[])
-        ax.plot(pixel[1], pixel[0], "s", mfc="none", mec=ORANGE, ms=9)
+        ax.plot(pixel[1], pixel[0], "s", mfc="none", mec=GREEN, mew=1.5, ms=10)
 for ax, name in zip(axes[:, 0], ("$x_t$", "weights", r"$\hat x_0$"), strict=True):
     ax.set_ylabel(name, rotation=0, ha="right", va="center")
 show(fig, """Three rows of five 8 by 8 pictures, for t = 5, 50, 150, 300 and 600; one pixel near
@@ -109,7 +109,7 @@ at t = 5 and 50, blurred from 150 on, at 600 nearly the mean of all digits.""")
 # %% [markdown]
 # ## 6.1 What a denoiser looks at
 #
-# Chapter 5 left us with a loss and no network. A denoiser takes an image $x_t$ and a number $t$, and returns an image: its guess of the noise, or, what is the same by (4.21), of $x_0$. On two-dimensional points a small multi-layer perceptron would do.
+# Chapter 5 left us with a loss and no network. A denoiser takes an image $x_t$ and a number $t$, and returns an image: its guess of the noise, or, what is the same by (4.21), of $x_0$. On two-dimensional points a small multi-layer perceptron did.
 # What should it be on images?
 #
 # Before we build anything, let us find out what the task demands. Allow only affine guesses, $\hat x_0=Ax_t+b$. Their mean squared error, multiplied out, is an expectation of products of at most two coordinates of $x_0$ (the noise is independent of
@@ -203,7 +203,7 @@ fig, (left, right) = figure(1, 2)
 for (k, found), colour in zip(windows.items(), (VERMILLION, BLUE, GREEN), strict=True):
     left.plot(times, found / whole, "o-", ms=3, color=colour, label=f"{k} × {k} window")
 left.axhline(1, color=GREY, lw=1, ls="--")
-left.set(xscale="log", xlabel="$t$", ylabel="error / error with the whole image")
+left.set(xscale="log", xlabel="$t$", ylabel="error over that with\nthe whole image")
 left.legend()
 right.plot(times, reach, "o-", ms=3, color=PURPLE)
 right.set(xscale="log", xlabel="$t$", ylabel="reach in pixels", ylim=(0, None))
@@ -367,7 +367,7 @@ def window(i, kernels, strides, paddings):
 check("6.2", window)
 
 # %% [markdown]
-# At one resolution each layer widens the view by 2 pixels. To see all of a $32\times32$ image from any pixel takes 32 layers, and each of them costs the full price (6.8). Now insert a stride of 2: from there on every layer sees *twice* as far, at *a quarter* of the price. With $M$ levels of $n$ convolutions each and a stride-2 convolution between
+# At one resolution each layer widens the view by 2 pixels. To see the far side of a $32\times32$ image, 31 pixels away, takes 31 layers, and each of them costs the full price (6.8). Now insert a stride of 2: from there on every layer sees *twice* as far, at *a quarter* of the price. With $M$ levels of $n$ convolutions each and a stride-2 convolution between
 # levels, (6.9) is a geometric sum ($\sum_{l=0}^{M-1}2^l=2^M-1$), and so is the cost. In units of one convolution at full resolution, with the same number of channels everywhere,
 #
 # $$
@@ -495,20 +495,21 @@ for place, (name, before, after) in enumerate(flow):
 # ```
 
 # %% tags=["hide-input"]
-fig, ax = figure(row_height=2.9)
+fig, ax = figure(row_height=3.4)
 colour = {"down": BLUE, "midd": PURPLE, "up.0": ORANGE, "up.1": ORANGE, "up.2": ORANGE}
 for place, (name, _, after) in enumerate(flow):
     side = after[1]
     ax.bar(place, side, width=0.8, bottom=-side / 2, color=colour.get(name[:4], GREY))
     ax.text(place, side / 2 + 0.15, f"{after[0]}", ha="center", fontsize=8)
-    ax.text(place, -4.5, name.replace("attentions.", "att. ").replace("blocks.", "block "),
+    ax.text(place, -6.3, name.replace("attentions.", "att. ").replace("blocks.", "block "),
             rotation=60, ha="right", va="top", rotation_mode="anchor", fontsize=8)
 for start, end in crossings:
     y = -flow[start][2][1] / 2
     ax.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "->", "color": GREY, "lw": 1,
                 "connectionstyle": "arc3,rad=0.12"})
-ax.set(xticks=[], yticks=[-4, 0, 4], yticklabels=[], xlim=(-1, len(flow)), ylim=(-5.6, 5.2))
-ax.set_ylabel("pixels of a side")
+ax.set(xticks=[], yticks=[], xlim=(-2.2, len(flow)), ylim=(-10.4, 5.2))
+for side, height in ((8, 3.2), (4, 1.2), (2, 0.2)):
+    ax.text(-0.7, height, f"{side} × {side}", ha="right", fontsize=9)
 for side in ("left", "bottom"):
     ax.spines[side].set_visible(False)
 show(fig, """The parts of the network from left to right, each a bar as high as its map: 8 pixels,
@@ -611,17 +612,19 @@ fig, (left, right) = figure(1, 2)
 for t, tone in zip((20, 100, 200, 400, 800), (BLUE, GREEN, PURPLE, ORANGE, VERMILLION), strict=True):
     left.plot(through_bottleneck(t, "eps"), color=tone, label=f"$t={t}$")
     right.plot(through_bottleneck(t, "x0") / (eigenvalues.sum() / 64), color=tone)
-left.set(xlabel="numbers $\nu$ that may pass", ylabel=r"error of $\hat\varepsilon$", ylim=(0, 1.02))
-right.set(xlabel="numbers $\nu$ that may pass", ylabel=r"error of $\hat x_0$ / variance", ylim=(0, 1.02))
+left.set(xlabel=r"numbers $\nu$ that may pass", ylabel=r"error of $\hat\varepsilon$", ylim=(0, 1.02))
+right.set(xlabel=r"numbers $\nu$ that may pass", ylabel=r"error of $\hat x_0$ / variance", ylim=(0, 1.02))
 left.legend(fontsize=9)
 show(fig, """Error of the best linear denoiser that passes ν of 64 numbers. Left, for the noise:
-nearly straight lines, falling from 1 at ν = 0; at t = 800 to 0 at ν = 64, at t = 20 to about 0.27. Every
-number counts at every noise level. Right, for x_0: the curves bend early; at t = 400 all that can
-be known is known after about ten numbers, at t = 20 after forty.""")
+all curves begin on one straight line from 1 at ν = 0 towards 0 at ν = 64. At t = 800 and 400 they
+stay on it to the end; at t = 200 and 100 they bend away late, to 0.2 and 0.4; at t = 20 already
+after thirteen numbers, to 0.73. Right, for x_0: at t = 800 a flat line near 1; at t = 400 the curve
+is flat, at 0.77, after about ten numbers; at t = 20 it goes on falling to about forty, nearly to 0.""")
 
 
 # %% [markdown]
-# *How narrow may the network be?* To guess $x_0$ out of strong noise a few numbers suffice: there is not much to know. To guess the noise, every number counts, at every $t$: noise cannot be summarised. (The two guesses are worth the same, (4.21); whoever guesses $x_0$ through a bottleneck has $x_t$ at hand outside of it.) The coarse levels of a U-Net are such a bottleneck, if not in numbers then
+# *How narrow may the network be?* To guess $x_0$ out of strong noise a few numbers suffice: there is not much to know. But out of weak noise it takes most of them, for then nearly all of $x_0$ can be known. For the noise it is the other way round. Where it is strong, every number counts, and each that does not pass costs $1/64$: noise cannot be summarised. Where it is weak, only that part of it can be recognised that lies
+# in directions in which digits hardly vary. So whatever a network guesses, no bottleneck is wide enough at every $t$. (The two guesses are worth the same, (4.21): whoever guesses $x_0$ through a bottleneck has $x_t$ at hand outside of it.) The coarse levels of a U-Net are such a bottleneck, if not in numbers then
 # in position. The middle of the CIFAR-10 network holds $256\times4\times4=4096$ numbers, more than the image's 3072. But a cell there stands for $8\times8$ pixels, and would have to spell out the noise of each of them in its channels. With skip connections it need not: the fine detail crosses at full resolution, and the coarse levels are free for the question where the strokes are. Section 6.10 measures what happens without.
 
 # %% [markdown]
@@ -872,13 +875,13 @@ left.imshow(clock.T, aspect="auto", cmap="PuOr", extent=(1, 1000, dim, 0), inter
 left.set(xlabel="$t$", ylabel="component", title="sines above, cosines below")
 for t, tone in ((100, BLUE), (500, GREEN), (900, VERMILLION)):
     right.plot(every_t, clock @ clock[t - 1] / hands, color=tone, lw=1.2, label=f"$t={t}$")
-right.set(xlabel="$t'$", ylabel=r"$\psi(t)\cdot\psi(t')\,/\,h$", ylim=(-0.1, 1.05))
-right.legend(fontsize=9)
+right.set(xlabel="$t'$", ylabel=r"$\psi(t)\cdot\psi(t')\,/\,h$", ylim=(-0.15, 1.35))
+right.legend(fontsize=9, ncols=3, loc="upper center", handlelength=1, columnspacing=1)
 show(fig, """Left: the 32 components of the clock for t = 1 to 1000 as a striped picture. The
 topmost sines and cosines are striped so finely that they look like grain; further down the stripes
-widen, and the lowest components change only once over the whole chain. Right: the similarity of
+widen, and the lowest components of each half hardly change at all. Right: the similarity of
 the clock at t = 100, 500 and 900 with every other time: three curves of the same shape, each with
-a sharp peak at its own t and falling to both sides.""")
+a sharp peak of height 1 at its own t, and irregular values around 0.4 elsewhere.""")
 
 # %% [markdown]
 # *What does the clock tell?* On the left, that fast hands separate neighbours and slow hands separate early from late. On the right, that every $t$ has a sharp peak of its own, and of the same shape.
@@ -941,7 +944,7 @@ claim("6.27", F.silu((1 + grow) * block.norm2(block.conv1(F.silu(block.norm1(h))
 check("6.5", "my_ddpm.timestep_embedding")
 
 # %% [markdown]
-# **Exercise 6.6** (3 points, 15 minutes, ●●●) — *Explain.* A colleague builds the digits' network with additive conditioning, (6.26), and `norm_groups=32`, so that each of the 32 channels inside a block is a group by itself. It trains without an error and the loss falls. Then they notice that the output for an image is exactly the same at every $t$. In five to ten sentences: why is it so, and which equation says it? Why did the loss fall all the same? How could one have found out at once,
+# **Exercise 6.6** (3 points, 15 minutes, ●●●) — *Explain.* A colleague builds the digits' network with additive conditioning, (6.26), and `norm_groups=32`, so that each of the 32 channels inside a block is a group by itself. It trains without an error and the loss falls. Then they notice that the output for an image is, up to rounding, the same at every $t$. In five to ten sentences: why is it so, and which equation says it? Why did the loss fall all the same? How could one have found out at once,
 # and what are two cures?
 
 # %%
@@ -1180,7 +1183,7 @@ print(f"32 thin layers {milliseconds(thin, torch.zeros(1, 32, 8, 8, dtype=torch.
       f"8 wide ones {milliseconds(wide, torch.zeros(1, 64, 8, 8, dtype=torch.float32)):.2f}")
 
 # %% [markdown]
-# So attention belongs to the coarse levels. DDPM's network for $32\times32$ images has it at $16\times16$, where by count it costs two thirds of a convolution, and in the middle, where it costs half of one. At $32\times32$ it would cost a third more than a convolution. Times depend on the machine (the cell above is yours), and small maps never reach its full speed.
+# So attention belongs to the coarse levels. DDPM's network for $32\times32$ images has it at $16\times16$, where by count it costs two thirds of a convolution, and in the middle, at $4\times4$, where it costs less than half of one. At $32\times32$ it would cost a third more than a convolution. Times depend on the machine (the cell above is yours), and small maps never reach its full speed.
 #
 # > **Pitfall: four silent ways to get attention wrong.** *Heads.* With several heads the channels are split, and each part has its own weights $p_{ij}$, with its own $\sqrt d$. The number of heads changes no shape, so weights of a one-head network load into a many-head one, and a default decides which you have. *The softmax over the wrong axis*: weights that sum to one over the queries. In a widely read implementation
 # > ([issue 146](https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/146)) this was found by reading the code; a user trained both and saw no difference in sample quality. Metrics do not find such bugs. *The norm that is built and never called*, found in the same place: its parameters sit in the checkpoint, and nothing uses them. *No residual*: see (6.15). The cell shows the first three, and the
@@ -1308,8 +1311,8 @@ left.invert_yaxis()
 left.set(xlabel="million parameters", ylabel="resolution")
 right.set(xlabel="billion operations per image")
 show(fig, """Two bar charts for the CIFAR-10 network by resolution. Parameters: 2 million at 32 by
-32, about 10 million at each of 16 by 16 and 8 by 8, 13 million at 4 by 4. Operations: about 4
-billion at 32 by 32, 6.5 at 16 by 16, 1.5 at 8 by 8, 0.4 at 4 by 4.""")
+32, about 10 million at each of 16 by 16 and 8 by 8, 13 million at 4 by 4. Operations: 4.5
+billion at 32 by 32, 5.5 at 16 by 16, 1.2 at 8 by 8, 0.4 at 4 by 4.""")
 
 # %% [markdown]
 # *Where does a U-Net keep its knowledge, and where does it work?* Most parameters are at low resolution, where channels are many; most operations at high resolution, where pixels are many. That is (6.7) against (6.8), and the bargain of section 6.2.
@@ -1460,7 +1463,7 @@ for column, t in zip(axes.T, steps, strict=True):
     for ax, weights in zip(column, maps, strict=True):
         largest = weights.abs().max()
         ax.imshow(weights, cmap="PuOr_r", vmin=-largest, vmax=largest)
-        ax.plot(pixel[1], pixel[0], "s", mfc="none", mec=ORANGE, ms=9)
+        ax.plot(pixel[1], pixel[0], "s", mfc="none", mec=GREEN, mew=1.5, ms=10)
         ax.set(xticks=[], yticks=[])
     column[0].set_title(f"$t={t}$", loc="center")
 for ax, name in zip(axes[:, 0], ("network", "linear"), strict=True):
@@ -1472,7 +1475,7 @@ larger t at more and more of the image. Below, the linear filter: the same progr
 assert likeness[1] > 0.5 and likeness[2] > 0.5
 
 # %% [markdown]
-# *Did it find out by itself?* Nobody told the network about covariances. It was given a U, a clock and a loss, and within 120 steps it learnt to look near when there is little noise and far when there is much.
+# *Did it find out by itself?* Nobody told the network about covariances. It was given a U, a clock and a loss, and within 120 steps it learnt to look near when there is little noise and far when there is much. (At $t=600$ its map is ragged: to get $x_0$ its output is divided by $\sqrt{\bar\alpha_t}=0.16$, and so is its error. It has more to learn.)
 
 # %% [markdown]
 # ## 6.12 What we have
