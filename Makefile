@@ -13,7 +13,7 @@ STARTER := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 $
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help environment read test lint press pins clean
+.PHONY: help environment read test lint press measure bench pins clean
 
 help:
 	@echo "The book's commands:"
@@ -41,6 +41,12 @@ lint: environment  ## check style and types
 press: environment  ## execute the chapters that changed and store their outputs
 	@$(BOOK) press
 	@$(BOOK) contents
+
+measure: environment  ## repeat the long measurements that are out of date
+	@$(VENV_PYTHON) -m ddpm_lite.measurements
+
+bench: environment  ## time the library beside its peers
+	@for program in benchmarks/*.py; do $(VENV_PYTHON) $$program || exit 1; done
 
 pins: environment  ## write down the versions in .venv as constraints.txt
 	@$(VENV_PYTHON) tools/pins.py

@@ -21,7 +21,7 @@ import ddpm_lite
 
 ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
-IMPORT_NAMES = {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}
+IMPORT_NAMES = {"scikit-learn": "sklearn", "pytest-xdist": "xdist", "pillow": "PIL"}
 # Used by typing their names, or by another package that finds them.
 COMMANDS = {"hypothesis", "ipykernel", "jupyterlab", "mypy", "nbval", "pytest-xdist", "ruff"}
 
