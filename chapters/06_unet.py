@@ -1435,7 +1435,7 @@ assert 0.7 < mean["ConvNeXt blocks"] / mean["the network"] < 1.4
 #
 # - **Without skips the loss is more than twice as high** (the cell asserts it). This is the bottleneck of (6.14): the noise of single pixels does not get across, and it is most of what is to be guessed.
 # - **Without the clock it is higher, but not by much.** The network can read the noise level off the image: sixty-four noisy pixels say a lot about a single number. So a network that ignores $t$, as in exercise 6.6, trains without a sign of distress. The columns show where the clock is missed.
-# - **ConvNeXt and wide-residual blocks come out near each other**, at equal parameters. To say more would take several seeds and long training, and other data may decide otherwise. On a CPU depthwise convolutions may run far below the machine's speed: with as many parameters and as many operations the ConvNeXt network took twice the time where this was written (the last column is yours). Operations are not seconds.
+# - **ConvNeXt and wide-residual blocks come out near each other**, at equal parameters. To say more would take several seeds and long training, and other data may decide otherwise. On a CPU depthwise convolutions may run far below the machine's speed: with as many parameters and as many operations the ConvNeXt network took one and a half to two times as long where this was written (the last column is yours). Operations are not seconds.
 # - **The linear denoiser is a strong opponent.** After 120 steps the networks are still on their way to where it stands. It needs 64 × 64 numbers for each $t$, and it will never get better. They will, in chapter 7.
 
 # %% [markdown]
