@@ -344,13 +344,13 @@ fig, ax = figure()
 ax.fill_between(everywhere, price, ceiling, color=ORANGE, alpha=0.5, lw=0, label="the gap")
 ax.plot(everywhere, ceiling, color=VERMILLION, label="$L(x_0)$")
 ax.plot(everywhere, price, color=BLUE, label=r"$-\log\,p_\theta(x_0)$")
-ax.plot(everywhere, -mixture.log_prob(everywhere[:, None]) / bit, color=GREY, ls="--", lw=1.5,
+ax.plot(line, -log_data / bit, color=GREY, ls="--", lw=1.5,
         label=r"$-\log\,p_{\mathrm{data}}(x_0)$")
 ax.set(xlim=(-2, 2), ylim=(-1, 5), xlabel="$x_0$", ylabel="bits")
-ax.legend(fontsize=9, loc="lower center", ncols=2)
+ax.legend(fontsize=9, loc="lower left")
 show(fig, """Prices in bits against x_0 for the tiny chain. Minus log p of the model is a shallow
 bowl, and the bound lies a tenth of a bit above it, a little more at the sides. Minus log p of the
-data is below both near the two humps, by up to two bits, and far above between and beside them.""")
+data is below both near the two humps, by more than one bit, and far above between and beside them.""")
 
 
 # %% [markdown]
@@ -1251,10 +1251,10 @@ ax.legend(fontsize=9, loc="lower left")
 show(fig, """Bits per dimension paid from the top of the chain down to t, both axes logarithmic.
 Coming from t = 1000 two curves rise together until about t = 300. That of the training digits then
 stays at their entropy. That of the held-out digits goes on rising, crosses four bits, the price
-without a model, and reaches a thousand at the first steps.""")
+without a model, near t = 30, and reaches several hundred at the first steps.""")
 
 # %% [markdown]
-# *The training digits* cost 0.17 bits per dimension, hardly more than the entropy: ten bits are enough to say *which* image it is, and after that everything is known. Nearly all of it is paid at $t>100$, at noise levels where several images come into question. Down to there nothing is left to guess, and the early steps cost nothing. *The held-out digits* cost more than a thousand bits per dimension, where sending the pixels without any model costs four. The perfect denoiser of the training set is sure, wrongly, that
+# *Where along the chain are the bits paid?* Read the picture from right to left. *The training digits* cost 0.17 bits per dimension, hardly more than the entropy: ten bits are enough to say *which* image it is, and after that everything is known. Nearly all of it is paid at $t>100$, at noise levels where several images come into question. Down to there nothing is left to guess, and the early steps cost nothing. *The held-out digits* cost more than a thousand bits per dimension, where sending the pixels without any model costs four. The perfect denoiser of the training set is sure, wrongly, that
 # $x_1$ is one of its own images. This is memorising, in the most sensitive of all measures, and no picture is needed to see it. A network that is trained on $L_{\text{simple}}$ and stopped in time lies between the two, and chapter 7 measures where.
 #
 # And the variance: on these data $\tilde\beta_t$ is nearly optimal and $\beta_t$ costs half a bit per dimension, the price of the variance from section 5.6. On the smooth mixture it was the other way round. The best variance depends on the data.
@@ -1546,7 +1546,7 @@ little above 1. Right, fifteen hundred generated points lie on the three compone
 density, one round, one narrow and slanted, one broad.""")
 
 # %% [markdown]
-# *Has it learned?* On the left, the network's loss against the floor: the grey part is what nobody can guess, and between it and the network there is a strip that one can see only at small $t$. At the first two or three steps the network does worse than the guess 0: there is next to nothing to be learned there, and it has learned something else. On the right, points that nobody drew from the data: noise, walked back by a network that was asked for nothing but a squared error.
+# *Has it learned?* On the left, the network's loss against the floor: the grey part is what nobody can guess, and between it and the network there is a strip that one can see only at small $t$. At the first two or three steps the network does worse than the guess 0: there is next to nothing to be learned there, and it has learned something else. On the right, points that nobody drew from the data: noise, walked back by a network that was asked for nothing but a squared error. A few stand between the components, where data are rare: 200 steps and a small network leave their mark.
 #
 # ## 5.16 What we have
 #
