@@ -209,6 +209,13 @@ def machine(arguments):
 LOAD = os.getloadavg() if hasattr(os, "getloadavg") else (float("nan"),)
 
 
+def command(arguments):
+    """How to repeat this, wherever the result was written."""
+    options = ("preset", "batch", "rounds", "threads", "device")
+    told = (f"--{name} {getattr(arguments, name)}" for name in options)
+    return " ".join(["python benchmarks/unet_step.py", *told])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="cifar10-small")
@@ -228,7 +235,7 @@ def main():
     start = time.perf_counter()
     result = {
         "what": "seconds of one training step, and its memory; ratio = ddpm_lite / diffusers",
-        "command": " ".join(["python", "benchmarks/unet_step.py", *sys.argv[1:]]),
+        "command": command(arguments),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine(arguments),
         "preset": arguments.preset,
