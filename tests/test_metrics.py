@@ -675,6 +675,17 @@ def test_an_estimate_is_students_interval():
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
 
 
+def test_the_error_of_a_ratio_has_both_errors_in_it():
+    """To first order: the spread of quotients of two independent, narrow Gaussians."""
+    distance, floor = Estimate(0.6, 0.54, 0.66, (0.6, 0.6)), Estimate(0.2, 0.17, 0.23, (0.2, 0.2))
+    found = metrics._ratio(distance, floor)
+    share = 1 / 50  # narrow, so that the first order is all there is
+    drawn = (0.6 + 0.06 * share * normal(400_000)) / (0.2 + 0.03 * share * normal(400_000, seed=1))
+    assert found.mean == pytest.approx(3)
+    assert found.high - found.mean == pytest.approx((drawn.std() / share).item(), rel=0.01)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+
+
 def test_intervals_cover():
     """The interval of a mean of five holds the truth in 95 % of all cases."""
     drawn = normal(2000, 5)
