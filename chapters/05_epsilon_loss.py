@@ -350,7 +350,8 @@ ax.set(xlim=(-2, 2), ylim=(-1, 5), xlabel="$x_0$", ylabel="bits")
 ax.legend(fontsize=9, loc="lower left")
 show(fig, """Prices in bits against x_0 for the tiny chain. Minus log p of the model is a shallow
 bowl, and the bound lies a tenth of a bit above it, a little more at the sides. Minus log p of the
-data is below both near the two humps, by more than one bit, and far above between and beside them.""")
+data is below both near the two humps, by more than one bit, and far above between and beside
+them.""")
 
 
 # %% [markdown]
