@@ -490,6 +490,20 @@ def test_images_of_a_batch_do_not_see_each_other():
         close(u(x[i : i + 1], int(t[i])), together[i : i + 1])
 
 
+def test_every_normalisation_is_the_one_described():
+    u = network(block="wide-residual", norm_groups=2, norm_eps=0.03)
+    v = network(block="convnext", norm_groups=2, norm_eps=0.03)
+    norms = [m for net in (u, v) for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    assert {(m.num_groups, m.eps) for m in norms} == {(2, 0.03)}
+
+
+def test_the_end_is_normalised_and_activated():
+    u, seen = network(), []
+    u.norm_out.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    out = u(normal(1, 1, 8, 8), 1)
+    close(out, conv(silu(group_norm(seen[0], u.norm_out)), u.conv_out))
+
+
 def test_attention_is_where_it_was_asked_for():
     u = network(attention_resolutions=(8, 2), blocks_per_level=1)
     where = [n for n, m in u.named_modules() if isinstance(m, SelfAttention)]
@@ -591,15 +605,19 @@ def test_a_depthwise_convolution_counts_one_channel():
 def test_torchs_first_weights():
     """The same bounds as PyTorch's own layers, which draw from the global generator."""
     u = UNet(config(base_channels=32), seeded())
+    biases = []
     for m in u.modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
             own = copy.deepcopy(m)
             own.reset_parameters()
+            bound = 1 / math.sqrt(m.weight[0].numel())
+            biases.append(m.bias / bound)
             for ours, theirs in ((m.weight, own.weight), (m.bias, own.bias)):
-                bound = 1 / math.sqrt(m.weight[0].numel())
                 assert ours.abs().max() <= bound and theirs.abs().max() <= bound
                 if ours.numel() > 1000:
                     assert min(ours.abs().max(), theirs.abs().max()) > 0.99 * bound
+    together = torch.cat(biases)
+    assert abs(3 * (together**2).mean() - 1) < 5 * math.sqrt(0.8 / len(together))
 
 
 def test_a_layer_without_a_rule_is_refused():
