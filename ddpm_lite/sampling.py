@@ -222,8 +222,9 @@ def solve(
                   Second order, one call a step. The first step has nothing to continue from.
 
     A denoiser cannot be called at level 0, and there λ is infinite, so the last step, to s = 0, is
-    DDIM's for all three; between levels above 0 the orders are as stated. Where ᾱ_T = 0, r_T is
-    infinite and Heun's first step is DDIM's too. The walk's `calls` counts the calls.
+    DDIM's for all three. Between levels above 0 the orders are as stated; down to 0 they are so
+    where the last step is short in r, as on the grids that are dense near the data. Where ᾱ_T = 0,
+    r_T is infinite, and Heun's first step is DDIM's too. The walk's `calls` counts the calls.
 
     Paper: DDIM Eq. 14, the ODE.
     Source: Heun's method in r: Karras et al., arXiv 2206.00364; 2M: Lu et al., arXiv 2211.01095.
