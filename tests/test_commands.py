@@ -29,7 +29,7 @@ from ddpm_lite.sampling import generate
 from ddpm_lite.schedule import NoiseSchedule
 from ddpm_lite.storage import load_model, read_tensors, shipped
 from ddpm_lite.training import Trainer
-from ddpm_lite.unet import count_parameters
+from ddpm_lite.unet import UNet, count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 T = 12
@@ -407,8 +407,16 @@ def test_two_processes_train_what_one_does(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("digits (train)") == done.stdout.count("2 process(es)") == 1
     assert done.stdout.count("samples.png") == 1
-    alone, together = weights(trained), weights(out)
-    assert max((alone[name] - together[name]).abs().max() for name in alone) < 1e-5
+    # the same function, not the same weights: a bias that a normalisation takes away again has a
+    # gradient of rounding errors alone, which Adam enlarges
+    alone, together = (load_model(folder).network for folder in (trained, out))
+    x = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in (1, T // 2, T):
+        with torch.no_grad():
+            assert (alone(x, t) - together(x, t)).abs().max() < 1e-5
+    start = UNet(alone.config, torch.Generator().manual_seed(train.NETWORK_SEED))
+    with torch.no_grad():
+        assert (alone(x, 1) - start(x, 1)).abs().max() > 1e-3  # so that the comparison says much
     assert (out / "samples.json").is_file()
 
 
