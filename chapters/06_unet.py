@@ -220,17 +220,17 @@ steadily from 0.2 pixels at t = 5 to 2.5 pixels at t = 1000.""")
 # $\frac1V\Delta^\top\Delta\,\hat x_0=\frac{\sqrt{\bar\alpha_t}}{1-\bar\alpha_t}(x_t-\sqrt{\bar\alpha_t}\,\hat x_0)$, and sort:
 #
 # $$
-# \big(I+\ell_t^2\,\Delta^\top\Delta\big)\,\sqrt{\bar\alpha_t}\;\hat x_0 \;=\; x_t ,
+# \big(I+a_t^2\,\Delta^\top\Delta\big)\,\sqrt{\bar\alpha_t}\;\hat x_0 \;=\; x_t ,
 # \qquad
-# \ell_t^2 \;=\; \frac{1-\bar\alpha_t}{\bar\alpha_t\,V} \;=\; \frac{1}{V\,\mathrm{SNR}(t)} .
+# a_t^2 \;=\; \frac{1-\bar\alpha_t}{\bar\alpha_t\,V} \;=\; \frac{1}{V\,\mathrm{SNR}_t} .
 # \tag{6.4}
 # $$
 #
-# So the denoiser is a smoother with a length $\ell_t$. Away from the ends $\Delta^\top\Delta$ takes $\kappa_j$ to $2\kappa_j-\kappa_{j-1}-\kappa_{j+1}$. So the weights $\kappa_j$ that pixel $i$ gives to pixel $j$ solve $\kappa_j-\ell_t^2\,(\kappa_{j+1}-2\kappa_j+\kappa_{j-1})=1$ for $j=i$, and $=0$ otherwise. Sum this over all $j$: the second differences cancel, and
+# So the denoiser is a smoother with a length $a_t$. Away from the ends $\Delta^\top\Delta$ takes $\kappa_j$ to $2\kappa_j-\kappa_{j-1}-\kappa_{j+1}$. So the weights $\kappa_j$ that pixel $i$ gives to pixel $j$ solve $\kappa_j-a_t^2\,(\kappa_{j+1}-2\kappa_j+\kappa_{j-1})=1$ for $j=i$, and $=0$ otherwise. Sum this over all $j$: the second differences cancel, and
 # $\sum_j\kappa_j=1$. Multiply it by $(j-i)^2$ and sum again. On the right, nothing. On the left, shift the summation index so that the second difference falls on $(j-i)^2$, where it is the number 2:
 #
 # $$
-# \sum_j (j-i)^2\,\kappa_j \;=\; \ell_t^2\sum_j \kappa_j\,\big((j-i+1)^2-2(j-i)^2+(j-i-1)^2\big) \;=\; 2\,\ell_t^2 \;=\; \frac{2}{V\,\mathrm{SNR}(t)} .
+# \sum_j (j-i)^2\,\kappa_j \;=\; a_t^2\sum_j \kappa_j\,\big((j-i+1)^2-2(j-i)^2+(j-i-1)^2\big) \;=\; 2\,a_t^2 \;=\; \frac{2}{V\,\mathrm{SNR}_t} .
 # \tag{6.5}
 # $$
 #
@@ -242,14 +242,14 @@ Delta = torch.eye(length) - torch.diag(torch.ones(length - 1), -1)
 walk = GaussianData(torch.zeros(length), V * torch.linalg.inv(Delta.T @ Delta))
 x_t = torch.randn(1, length, generator=g)
 for t in (50, 200, 400):
-    ell_squared = (1 - alpha_bar[t]) / (alpha_bar[t] * V)
-    smoother = torch.eye(length) + ell_squared * Delta.T @ Delta
+    a_squared = (1 - alpha_bar[t]) / (alpha_bar[t] * V)
+    smoother = torch.eye(length) + a_squared * Delta.T @ Delta
     claim("6.4", torch.linalg.solve(smoother, x_t[0]) / alpha_bar[t].sqrt(),
           walk.posterior_mean(schedule, x_t, t)[0], note=f"t = {t}")
     kernel = torch.linalg.inv(smoother)[length // 2]                # weights of the middle pixel
     j = torch.arange(length) - length // 2
     claim("6.5", 2 / (V * schedule.snr[t]), (j**2 * kernel).sum(), note=f"t = {t}")
-    fact("    reach in pixels", (2 * ell_squared).sqrt())
+    fact("    reach in pixels", (2 * a_squared).sqrt())
 fact("SNR at t = 1 and t = 1000", [schedule.snr[1], schedule.snr[1000]])
 fact("so the reach grows by the factor", (schedule.snr[1] / schedule.snr[1000]).sqrt(), digits=2)
 
