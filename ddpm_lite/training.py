@@ -397,7 +397,7 @@ class Trainer:
         forward: nn.Module = network
         if self.processes > 1:
             where = [self.device.index] if self.device.type == "cuda" else None
-            forward = DistributedDataParallel(forward, device_ids=where, broadcast_buffers=False)
+            forward = DistributedDataParallel(forward, device_ids=where)
         return torch.compile(forward) if self.config.compile else forward  # type: ignore[return-value]
 
     def _make_optimiser(self) -> torch.optim.AdamW:
