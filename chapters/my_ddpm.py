@@ -61,3 +61,40 @@ def simple_loss(denoiser, x0, t, noise, alpha_bar):
 def timestep_embedding(t, dim):
     """Exercise 6.5: the clock (6.23) of the tensor t of B step numbers, (B, dim); dim is even."""
     raise NotImplementedError("your turn")
+
+
+# ---- Chapter 7: training and sampling --------------------------------------------------------------
+
+
+def reverse_step(x_t, t, eps, z, alpha_bar):
+    """Exercise 7.1: x_{t−1}, from the guess eps of the noise in x_t and the fresh noise z."""
+    raise NotImplementedError("your turn")
+
+
+def generate(denoiser, x_T, noises, alpha_bar):
+    """Exercise 7.6: x_0, from x_T of shape (B, D) by T reverse steps; step t uses noises[t].
+
+    The network is called as denoiser(x, t) with an int64 tensor t (B,), and guesses the noise in x.
+    """
+    raise NotImplementedError("your turn")
+
+
+# ---- Chapter 9: DDIM -------------------------------------------------------------------------------
+
+
+def ddim_step(x_t, t, s, eps, z, eta, alpha_bar):
+    """Exercise 9.3: x_s, from the guess eps of the noise in x_t and the fresh noise z, s < t."""
+    raise NotImplementedError("your turn")
+
+
+def trailing_steps(T, S):
+    """Exercise 9.4: S steps out of 1..T, evenly spaced, from T down, as an int64 tensor."""
+    raise NotImplementedError("your turn")
+
+
+def ddim_sample(denoiser, x_T, steps, eta, noises, alpha_bar):
+    """Exercise 9.7: x_0, from x_T (B, D) along the decreasing list steps; step t uses noises[t].
+
+    The network is called as denoiser(x, t) with an int64 tensor t (B,) of original step numbers.
+    """
+    raise NotImplementedError("your turn")
