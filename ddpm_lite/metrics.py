@@ -374,7 +374,7 @@ def memorisation(generated: Tensor, train: Tensor, heldout: Tensor) -> Memorisat
     A copy lies nearer, and much nearer to one of them than to any other. A model that draws only
     typical images also lies nearer, but not to a single one: `share_copied` tells these apart.
 
-    Book: (T.48).
+    Book: (T.48), (7.20).
     Raises:
         ValueError: if shapes differ, a number is not finite, or there are fewer than two training
             images.

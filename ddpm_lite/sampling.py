@@ -121,6 +121,7 @@ def sample(
     `variance`; η = 1 is DDPM, η = 0 with variance `posterior` is DDIM). The step to s = 0 returns
     μ: whatever the variance, no noise is added to the result.
 
+    Book: (7.2), (7.4), (7.5).
     Paper: DDPM Algorithm 2; DDIM Eq. 12.
 
     Args:

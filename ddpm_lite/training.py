@@ -264,7 +264,10 @@ class Batches:
 
 
 def ema_decay(n: int, config: TrainingConfig) -> float:
-    """The share of themselves that the averaged weights keep after optimiser step n = 1, 2, …"""
+    """The share of themselves that the averaged weights keep after optimiser step n = 1, 2, …
+
+    Book: (7.17).
+    """
     if config.ema_warmup:
         return min(config.ema_decay, (1 + n) / (10 + n))
     return config.ema_decay
@@ -272,6 +275,8 @@ def ema_decay(n: int, config: TrainingConfig) -> float:
 
 class Average:
     """The exponential moving average of a network's weights, as a network of its own.
+
+    Book: (7.14), (7.15).
 
     network: the averaged one, in evaluation mode, without gradients.
     """
