@@ -461,7 +461,7 @@ claim("9.12", torch.trapezoid(product, places),
 # \tag{9.15}
 # $$
 #
-# So the bound of *every* member is a weighted sum of the same $\ell_t$: training for one is training for all, up to weights. (This is the DDIM paper's Theorem 1.) And the weights grow beyond all bounds as $\sigma_t\to0$: for $\eta=0$ there is no such bound, since a point has no density. The bound explains why the loss fits the whole family; it is no argument that $\eta=0$ samples well. That has to be measured.
+# (This is for $s\ge1$; the last step is the decoder's, as in chapter 5.) So the bound of *every* member is a weighted sum of the same $\ell_t$: training for one is training for all, up to weights. (The DDIM paper states it as a theorem, with weights that it need not compute.) And the weights grow beyond all bounds as $\sigma_t\to0$: for $\eta=0$ there is no such bound, since a point has no density. The bound explains why the loss fits the whole family; it is no argument that $\eta=0$ samples well. That has to be measured.
 
 # %%
 x_t, e, z = draws(3, 5, 3, seed=4)
@@ -514,7 +514,7 @@ check("9.3", "my_ddpm.ddim_step")
 # \tag{9.16}
 # $$
 #
-# The pairs $(x_0,x_{\tau_i})$ are right for the same reason as before, and the network is asked only at steps on which it was trained. It is told the *original* number $\tau_i$, never its place $i$ in the list. The network was trained once, on all $T$ steps; $S$ is chosen when sampling, and so is $\eta$.
+# The pairs $(x_0,x_{\tau_i})$ are right for the same reason as before, and the network is asked only at steps on which it was trained. It is told the *original* number $\tau_i$, never its place $i$ in the list. In other words, the walk is that of a shorter chain with $\bar\alpha'_i=\bar\alpha_{\tau_i}$, whose steps have $\beta'_i=1-\bar\alpha_{\tau_i}/\bar\alpha_{\tau_{i-1}}$. (The $\beta_{\tau_i}$ of the long chain have no business here.) The network was trained once, on all $T$ steps; $S$ is chosen when sampling, and so is $\eta$.
 #
 # Which steps? Five rules are in use, in our count $1,\dots,T$ and with $i=0,\dots,S-1$:
 #
@@ -551,6 +551,11 @@ for S in (10, 30, 300):
          [wrong[rule] for rule in grids])
 claim("9.17", torch.tensor([T - i * T / 8 for i in range(8)]).round(),
       schedule.steps(8, "trailing").flip(0).double(), note="trailing, S = 8")
+chain = schedule.respace(10, "trailing")               # the shorter chain, with its own β
+x_t, x0 = draws(2, 5, 3, seed=10)
+claim("9.16", member(x_t, x0, 700, 600, 0.1, alpha_bar)[0],
+      member(x_t, x0, 7, 6, 0.1, chain.alpha_bar)[0], note="step 7 of ten is 700 → 600")
+claim("9.16", 1 - alpha_bar[700] / alpha_bar[600], chain.beta[7], note="β of the shorter chain")
 quad = (torch.linspace(0, math.sqrt(0.8 * T), 50, dtype=DOUBLE) ** 2).long()
 fact("share √ᾱ of the data's mean that the start should contain: T, leading S = 10, 0.8 T",
      [alpha_bar[t].sqrt() for t in (T, 901, 800)], digits=2)
@@ -643,17 +648,21 @@ for ax, V_data in zip(axes, (0.25, 1.0), strict=True):
 axes[0].set_ylabel("$W_2$ to the data")
 axes[0].legend(fontsize=9)
 show(fig, """Two panels, Wasserstein distance against the number of steps on logarithmic axes. Left, V =
-0.25: the curves for eta = 0, 0.5 and 1 fall with slope -1, eta = 0 lowest; sigma hat lies close to eta =
-0 and falls too. Right, V = 1: the same three, and sigma hat far below them, constant at 5e-5.""")
+0.25: the curves for eta = 0, 0.5 and 1 fall with slope -1, eta = 0 lowest; sigma hat a little below
+eta = 0, and falls too. Right, V = 1: the same three, and sigma hat far below them, constant at 5e-5.""")
 claim("9.18", (counts, away[0.25, r"$\eta=0$"]), -1.0, relation="order", note="η = 0, V = 0.25")
 for V_data in (0.25, 1.0):
     for name, label in zip(members, ("η = 0", "η = 0.5", "η = 1", "σ̂"), strict=True):
         fact(f"V = {V_data:g}, {label}: W_2 with 10 and 100 steps", away[V_data, name][[1, 4]], digits=2)
 
+fact("V = 0.06, log-SNR grid, 10 steps: η = 0, 0.5, 1 and σ̂",
+     [(end_variance(schedule.steps(10, "log-snr").flip(0).tolist(), eta, 0.06, hat).sqrt()
+       - 0.06**0.5).abs() for eta, hat in members.values()], digits=2)
+
 
 # %% [markdown]
-# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of about two from $\eta=1$ to $\eta=0$; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
-# known. Here it is guessed, the guess lacks variance, (4.29), and $\hat\sigma$ happens to put back just what is missing if $V=1$, (4.34). Such data do not exist in practice, and away from them one cannot count on it.
+# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of nearly two from $\eta=1$ to $\eta=0$; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
+# known. Here it is guessed, the guess lacks variance, (4.29), and $\hat\sigma$ happens to put back just what is missing if $V=1$, (4.34). With $V=\tfrac14$ on this grid it still profits. With narrow data and a grid that is denser near them, the last printed line, it is the worst of all.
 #
 # **What the wrong neighbours cost.** The same recursion with $s=t-\lfloor T/S\rfloor$ where the list says otherwise: the state then stands at one level while the next step believes it at another.
 
@@ -744,7 +753,7 @@ for sampler, colour in ink.items():
 points = [(n, best("dpmpp-2m", n)[1]) for n in (6, 8, 12, 20, 30)]
 left.loglog(*zip(*points, strict=True), "s--", ms=4, color=PURPLE, label="2M")
 left.set(xlabel="calls of the network", ylabel="Fréchet distance", title="our digits",
-         ylim=(0.1, 2))
+         ylim=(0.1, 1))
 right.set(xlabel="calls of the network", title="CIFAR-10, the DDIM paper")
 left.legend(fontsize=8, ncols=2)
 show(fig, """Left, our digits: Fréchet distance against calls of the network, both logarithmic. All samplers
@@ -841,21 +850,21 @@ for n in (25, 100, 400):
          digits=2)
 
 # %% [markdown]
-# **Between two noises lie pictures.** Take two starts $x_T$ and $x_T'$ and walk down from points between them. Which points? The straight line is the wrong path. For independent draws of $\mathcal N(0,I)$,
+# **Between two noises lie pictures.** Take two starts $x_T$ and $x_T'$ and walk down from points between them. Which points, a share $\zeta$ of the way? The straight line is the wrong path. For independent draws of $\mathcal N(0,I)$,
 #
 # $$
-# \operatorname{Var}\big[(1-\lambda)\,x_T+\lambda\,x_T'\big]\;=\;\big((1-\lambda)^2+\lambda^2\big)\,I ,
+# \operatorname{Var}\big[(1-\zeta)\,x_T+\zeta\,x_T'\big]\;=\;\big((1-\zeta)^2+\zeta^2\big)\,I ,
 # \tag{9.22}
 # $$
 #
 # by (T.12): half way it is $\tfrac12I$. In $D$ dimensions almost all draws have a length near $\sqrt D$; the midpoint has length $\sqrt{D/2}$, which no network has met at $t=T$. So go along the arc. With $\vartheta$ the angle between the two,
 #
 # $$
-# x_T(\lambda)\;=\;\frac{\sin\big((1-\lambda)\,\vartheta\big)}{\sin\vartheta}\;x_T+\frac{\sin(\lambda\,\vartheta)}{\sin\vartheta}\;x_T' .
+# x_T(\zeta)\;=\;\frac{\sin\big((1-\zeta)\,\vartheta\big)}{\sin\vartheta}\;x_T+\frac{\sin(\zeta\,\vartheta)}{\sin\vartheta}\;x_T' .
 # \tag{9.23}
 # $$
 #
-# For two vectors of one length all points of (9.23) have that length, and the angle grows evenly with $\lambda$. Two draws in many dimensions are nearly orthogonal, $\vartheta\approx\pi/2$, and then the squares of the two weights sum to one: the variance stays 1.
+# For two vectors of one length all points of (9.23) have that length, and the angle grows evenly with $\zeta$. Two draws in many dimensions are nearly orthogonal, $\vartheta\approx\pi/2$, and then the squares of the two weights sum to one: the variance stays 1.
 
 # %%
 a, b = draws(2, 20_000, 64, seed=8)
@@ -863,11 +872,11 @@ for share in (0.25, 0.5):
     line = (1 - share) * a + share * b
     spread = line.square().mean()
     claim("9.22", (1 - share) ** 2 + share**2, spread,
-          standard_error=line.square().std() / line.numel() ** 0.5, note=f"λ = {share}")
+          standard_error=line.square().std() / line.numel() ** 0.5, note=f"ζ = {share}")
 unit_a, unit_b = (v[:50] / v[:50].norm(dim=1, keepdim=True) for v in (a, b))
 angle = (unit_a * unit_b).sum(1, keepdim=True).acos()
 arc = (0.7 * angle).sin() / angle.sin() * unit_a + (0.3 * angle).sin() / angle.sin() * unit_b
-claim("9.23", arc, slerp(unit_a, unit_b, 0.3), note="λ = 0.3")
+claim("9.23", arc, slerp(unit_a, unit_b, 0.3), note="ζ = 0.3")
 claim("9.23", arc.norm(dim=1), torch.ones(50, dtype=DOUBLE), note="the length stays")
 fact("angle between two draws in 64 dimensions, mean in degrees", angle.mean() * 180 / math.pi,
      digits=2)
@@ -896,7 +905,8 @@ again = solve(network, diffusion, noise.shape, solver="ddim", steps=100, spacing
 show_images(torch.stack([few, many, originals, again, arcs, lines]), """Six rows of nine digits. Rows one
 and two, ten and a hundred calls from the same noise: the same digits, the second row crisper. Rows three
 and four, held-out digits and what a round trip makes of them, hardly different. Row five, along the arc,
-one digit turns into another; row six, along the straight line, with the same ends, paler between.""",
+one digit turns into another; row six, along the straight line, with the same ends, other pictures
+in the middle.""",
             row_labels=["10 calls", "100 calls", "held out", "round trip", "arc", "line"])
 fact("same noise, 10 and 100 calls: correlation of the pictures",
      torch.corrcoef(torch.stack([few.flatten(), many.flatten()]))[0, 1], digits=2, uncertainty=1e-4)
@@ -906,12 +916,20 @@ fact("middle of the arc and of the line, length over the ends' mean length",
      [(slerp(*ends, 0.5)[0].norm() / pair.flatten(1).norm(dim=1).mean()),
       (0.5 * (pair[0] + pair[1])).norm() / pair.flatten(1).norm(dim=1).mean()], digits=2)
 
+# %% [markdown]
+# *Does the noise know the picture?* Rows one and two: yes, and ten calls are enough to see which digit it will be. Rows three and four: pictures that the network has never seen go up to noise and come back. The last two rows walk between two noises, along the arc and along the line. A single row does not show what is wrong with the line. The distance of many midpoints does:
+
+# %%
+one_end, other_end = torch.randn(2, len(heldout), 1, 8, 8, generator=seeded(23))
+middles = {"arc": slerp(one_end, other_end, 0.5), "line": 0.5 * (one_end + other_end)}
+middles = {path: judge(down(x_T, 10)) for path, x_T in middles.items()}
+fact("Fréchet distance of 355 pictures from midpoints: arc, line", list(middles.values()),
+     digits=2, uncertainty=1e-3)
+assert middles["line"] > 2 * middles["arc"]
+
 
 # %% [markdown]
-# *Does the noise know the picture?* Rows one and two: yes, and ten calls are enough to see which digit it will be. Rows three and four: pictures that the network has never seen go up to noise and come back. The last two rows walk between two noises, along the arc and along the line.
-
-# %% [markdown]
-# **Exercise 9.6** (2 points, 12 minutes, ●●○) — *Along the arc.* Write `arc(a, b, share)` that returns the point (9.23) between two vectors of shape `(D,)`, for one number $0\le\lambda\le1$ = `share`. The vectors need not be of one length; the angle is that between their directions.
+# **Exercise 9.6** (2 points, 12 minutes, ●●○) — *Along the arc.* Write `arc(a, b, share)` that returns the point (9.23) between two vectors of shape `(D,)`, for one number $0\le\zeta\le1$ = `share`. The vectors need not be of one length; the angle is that between their directions.
 
 # %%
 def arc(a, b, share):
@@ -953,7 +971,7 @@ check("9.6", arc)
 # \tag{9.27}
 # $$
 #
-# That is (9.25). Points that start with the law $p_{r_T}$ and follow (9.24) with the perfect predictor have the law $p_r$ at every $r$. **So with a perfect network the whole error of DDIM is that of Euler's method.** Song and others found this equation, in another form, as the *probability flow ODE*.
+# That is (9.25). Start and velocity determine the density at all later times, if the velocity is smooth, as it is for $r>0$. So points that start with the law $p_{r_T}$ and follow (9.24) with the perfect predictor have the law $p_r$ at every $r$. (We start from $\mathcal N(0,I)$ and not from the law of $x_T$; how little that is, (2.26) has said.) **So with a perfect network the whole error of DDIM is that of Euler's method.** Song and others found this equation, in another form, as the *probability flow ODE*.
 #
 # On a line there is more. Paths of an ODE cannot cross (two that meet have the same future and the same past). So they keep their order, and the point at the 30 % quantile of $p_{r_T}$ ends at the 30 % quantile of the data: **the map is the quantile map**, which our mixture knows exactly. For Gaussian data it is multiplication by $\sqrt{V_s/V_t}$:
 #
@@ -1106,7 +1124,7 @@ for (solver, found), colour in zip(errors.items(), (BLUE, ORANGE, PURPLE), stric
 ax.set(xlabel="calls of the denoiser", ylabel="largest error at $0.1\\,T$")
 ax.legend()
 show(fig, """Largest error against calls of the denoiser, both logarithmic. DDIM falls with slope -1. Heun
-and DPM-Solver++(2M) fall with slope -2, far below it; 2M needs about half of Heun's calls.""")
+and DPM-Solver++(2M) fall with slope -2, far below it; 2M needs about a third of Heun's calls.""")
 
 # %% [markdown]
 # *How many calls for a given error?* A line with slope $-2$ wins over one with slope $-1$ at any cost but the smallest. At few calls, where pictures are made, the constants decide, and there 2M profits from its one call a step. Two reservations. The slopes hold between two levels inside. **Down to $t=0$** the last step is Euler's, and its error is that of one step from the lowest $t$ on the grid. With steps even in $t$ that spoils the order: 1.2 in the printed fit. With steps that shrink towards the data, even in $\sqrt t$, the last one is so short that the order stays.
@@ -1128,17 +1146,17 @@ check("9.7", "my_ddpm.ddim_sample")
 #
 # | equation | what it says | in `ddpm_lite` | elsewhere |
 # |---|---|---|---|
-# | (9.1), (9.2) | the loss sees the pairs $(x_0,x_t)$ only | `simple_loss` | DDIM, section 3 |
-# | (9.3) to (9.5) | the family $q_\sigma$ | `GaussianDiffusion.posterior` | DDIM Eqs. 6, 7 |
-# | (9.6), (9.8) | every member has the marginals of the chain | | DDIM, Lemma 1 |
+# | (9.1), (9.2) | the loss sees the pairs $(x_0,x_t)$ only | `simple_loss` | DDIM |
+# | (9.3) to (9.5) | the family $q_\sigma$ | `GaussianDiffusion.posterior` | DDIM Eq. 7 |
+# | (9.6), (9.8) | every member has the marginals of the chain | | DDIM, in its appendix |
 # | (9.9), (9.10) | $\eta$; DDPM is $\eta=1$ | `posterior(…, eta)` | DDIM Eq. 16 |
 # | (9.11) | $\hat\sigma$ is no member | `variance="beta"` | |
-# | (9.13) | the only Markov member is DDPM | | DDIM, section 3.1 |
+# | (9.13) | the only Markov member is DDPM | | |
 # | (9.14) | the update | `GaussianDiffusion.reverse`, `sample` | DDIM Eq. 12 |
-# | (9.15) | the bound of every member is a weighted sum of the $\ell_t$ | | DDIM, Theorem 1 |
-# | (9.16), (9.17) | any sub-sequence; grids | `NoiseSchedule.steps` | DDIM, section 4.2 |
+# | (9.15) | the bound of every member is a weighted sum of the $\ell_t$ | | DDIM, a theorem |
+# | (9.16), (9.17) | any sub-sequence; grids | `NoiseSchedule.steps` | DDIM |
 # | (9.18), (9.19) | the exact distance on Gaussian data | | |
-# | (9.20), (9.21) | the step in $u$ and $r$; inversion | `ddim_invert` | DDIM Eqs. 13, 14 |
+# | (9.20), (9.21) | the step in $u$ and $r$; inversion | `ddim_invert` | DDIM Eq. 14 |
 # | (9.23) | interpolation along the arc | `slerp` | |
 # | (9.24), (9.27) | the ODE, and that it carries the marginals | `solve` | DDIM Eq. 14; Song et al. 2021 |
 # | (9.29), (9.30) | second order | `solve(…, solver="heun")`, `"dpmpp-2m"` | Karras et al.; Lu et al. |
