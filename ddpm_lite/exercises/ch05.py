@@ -197,8 +197,8 @@ def _variances(rng):
 
 def level_masses(mean, std, K):
     """Differences of Φ at the edges between levels, with both ends open."""
-    k = torch.arange(K - 1, dtype=torch.float64)
-    between = -1 + (2 * k + 1) / (K - 1)
+    j = torch.arange(K - 1, dtype=torch.float64)
+    between = -1 + (2 * j + 1) / (K - 1)
     below = torch.special.ndtr((between - mean) / std)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     return torch.cat([ends[:1], below, ends[1:]]).diff()
@@ -547,7 +547,7 @@ EXERCISES = [
         },
         hints=(
             "K levels have K − 1 edges between them. Where do they lie?",
-            "The edges are −1 + (2k + 1)/(K − 1) for k = 0..K−2; Φ at them, with a 0 in front and "
+            "The edges are −1 + (2j + 1)/(K − 1) for j = 0..K−2; Φ at them, with a 0 in front and "
             "a 1 behind.",
             "below = torch.special.ndtr((edges − mean)/std), then the differences of "
             "[0, below, 1].",
