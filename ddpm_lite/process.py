@@ -202,7 +202,7 @@ class GaussianDiffusion:
         η = 1 is the posterior of the Markov chain at any stride; η = 0 is DDIM. The mean is
         evaluated as c_0·x_0 + c_t·x_t in a form without cancellation (see `_posterior_weights`).
 
-        Book: (4.10), (4.12), (4.18).
+        Book: (4.10), (4.12), (4.18), (9.4), (9.9).
         Paper: DDPM Eqs. 6 and 7 (η = 1, s = t−1); DDIM Eq. 7, and Eq. 16 for σ(η).
         Raises:
             ValueError: if a step is out of range, s is not below t, or η is outside [0, 1].
@@ -287,7 +287,7 @@ class GaussianDiffusion:
         family q_σ: it does not keep the marginals. `learned` at s = 0, where β̃ = 0 has no
         logarithm, takes the smallest positive β̃ of the chain in its place (β_1 if T = 1).
 
-        Book: (4.23), (4.49).
+        Book: (4.23), (4.49), (9.14).
         Paper: DDPM Eqs. 1 and 11; Improved DDPM section 3.1; DDIM Eq. 12.
         Raises:
             ValueError: as `predict` and `posterior`, or if η ≠ 1 meets `beta` or `learned`.

@@ -121,7 +121,7 @@ def sample(
     `variance`; η = 1 is DDPM, η = 0 with variance `posterior` is DDIM). The step to s = 0 returns
     μ: whatever the variance, no noise is added to the result.
 
-    Book: (7.2), (7.4), (7.5).
+    Book: (7.2), (7.4), (7.5), (9.14), (9.16).
     Paper: DDPM Algorithm 2; DDIM Eq. 12.
 
     Args:
@@ -227,6 +227,7 @@ def solve(
     where the last step is short in r, as on the grids that are dense near the data. Where ᾱ_T = 0,
     r_T is infinite, and Heun's first step is DDIM's too. The walk's `calls` counts the calls.
 
+    Book: (9.20), (9.24), (9.29), (9.30).
     Paper: DDIM Eq. 14, the ODE.
     Source: Heun's method in r: Karras et al., arXiv 2206.00364; 2M: Lu et al., arXiv 2211.01095.
 
@@ -274,6 +275,7 @@ def ddim_invert(
     has an error of first order in the steps. At s = 0, where no denoiser can be called, it is
     called with x_0 at step 1; x_0 itself is the prediction there, and only ε̂ is taken.
 
+    Book: (9.21).
     Paper: DDIM Eq. 14, upwards.
 
     Args:
@@ -314,6 +316,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     length, the straight line passes through points that are too short, by √½ half way, and that no
     denoiser has met at t = T. The arc keeps the length: exactly for equal ones.
 
+    Book: (9.23).
     Source: Song et al., arXiv 2010.02502, interpolate so.
 
     Args:

@@ -212,6 +212,8 @@ class NoiseSchedule:
         Rounding is to the nearest even number at a tie. Where two rounded steps coincide, the
         later one is moved up to the next free step (and the last ones down from T).
 
+        Book: (9.17).
+
         Raises:
             ValueError: if count or spacing is not one of those allowed.
         """
@@ -236,7 +238,7 @@ class NoiseSchedule:
         β'_i = 1 − ᾱ_{τ_i}/ᾱ_{τ_{i−1}}, τ_0 = 0. `timesteps` of the result holds τ_0..τ_S in the
         numbering of the original chain, which is what a denoiser must be called with.
 
-        Book: (3.23), (4.17).
+        Book: (3.23), (4.17), (9.16).
         Paper: Improved DDPM section 4.
 
         Args:
