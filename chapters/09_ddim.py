@@ -73,9 +73,10 @@ axes[0].set_ylabel("$x_t$")
 line = torch.linspace(-2.4, 2.4, 481, dtype=DOUBLE)[:, None]
 axes[2].plot(mixture.log_prob(line).exp(), line[:, 0], color=ORANGE)
 axes[2].set(xlabel="density", title="data")
-show(fig, """Thirteen paths from the same thirteen starting points at t = 1000 down to t = 0, twice. With
-eta = 1 the paths are jagged and cross; with eta = 0 they are smooth, never cross and part in the
-middle, some to -0.9 and some to 0.7. On the right the density of the data with its two humps.""")
+show(fig, """Thirteen paths from the same thirteen starting points at t = 1000 down to t = 0,
+twice. With eta = 1 the paths are jagged and cross; with eta = 0 they are smooth, never cross
+and part in the middle, some to -0.9 and some to 0.7. On the right the density of the data with
+its two humps.""")
 
 # %% [markdown]
 # *Which of these is the right way back?* Both start from the same thirteen numbers and ask the same denoiser. On the left each step draws fresh noise, and where a path ends is decided on the way. On the right nothing is drawn; the start decides. This chapter proves that the
@@ -375,9 +376,9 @@ for ax, C, name in zip(axes, (markov, shared, shared - markov),
     ax.grid(visible=False)
     fig.colorbar(picture, ax=ax, shrink=0.75)
 axes[0].set_ylabel("step")
-show(fig, """Three heat maps of seven by seven numbers. The first two are covariances for eta = 1 and eta =
-0; away from the diagonal the second is brighter. The third is their difference: exactly zero in the
-first row, in the first column and on the diagonal, positive elsewhere.""")
+show(fig, """Three heat maps of seven by seven numbers. The first two are covariances for eta =
+1 and eta = 0; away from the diagonal the second is brighter. The third is their difference:
+exactly zero in the first row, in the first column and on the diagonal, positive elsewhere.""")
 difference = shared - markov
 assert difference[0].abs().max() < 1e-12 and difference.diagonal().abs().max() < 1e-12
 fact("largest difference off the edges", difference.max(), digits=2)
@@ -471,7 +472,8 @@ for t, s, eta in ((1000, 950, 0.0), (500, 400, 0.5), (500, 499, 1.0), (20, 0, 1.
     update = (alpha_bar[s].sqrt() * x0_hat + (1 - alpha_bar[s] - sigma2).clamp(min=0).sqrt() * e
               + sigma2.sqrt() * z)
     law = diffusion.reverse(e, x_t, t, s, eta=eta)
-    claim("9.14", update, law.mean + law.variance.sqrt() * z, tol=1e-9, note=f"{t} → {s}, η = {eta}")
+    claim("9.14", update, law.mean + law.variance.sqrt() * z, tol=1e-9,
+          note=f"{t} → {s}, η = {eta}")
 
 t, s, eta = 500, 400, 0.6
 x0, eps = draws(2, 4, 3, seed=5)
@@ -495,7 +497,8 @@ ddpm = diffusion.posterior(x_t, clipped.x0, t, s).mean           # (4.18) with t
 assert (alpha_bar[s].sqrt() * clipped.x0 + root * clipped.eps - ddpm).abs().max() < 1e-12
 stale = alpha_bar[s].sqrt() * clipped.x0 + root * e
 fact("largest error of the mean with the old ε", (stale - ddpm).abs().max(), digits=2)
-fact("standard deviation of the step", diffusion.posterior(x_t, x_t, t, s).variance.sqrt(), digits=2)
+fact("standard deviation of the step",
+     diffusion.posterior(x_t, x_t, t, s).variance.sqrt(), digits=2)
 
 # %% [markdown]
 # **Exercise 9.3** (3 points, 15 minutes, ●●○) — *Your own update.* In `my_ddpm.py`, write `ddim_step(x_t, t, s, eps, z, eta, alpha_bar)` that returns $x_s$ of (9.14), for any ints $0\le s<t\le T$, the guess `eps` of the noise in `x_t`, the fresh noise `z` and one number $0\le\eta\le1$.
@@ -567,9 +570,9 @@ for row, rule in enumerate(("trailing", "leading", "linspace", "quadratic", "log
     ax.plot(steps, torch.full((12,), row), "|", ms=14, mew=2, color=BLUE)
 ax.set(xlabel="$t$", yticks=range(5), ylim=(4.6, -0.6), xlim=(-15, 1015))
 ax.set_yticklabels(["trailing", "leading", "linspace", "quadratic", "log-SNR"])
-show(fig, """Five rows of twelve strokes on an axis from 0 to 1000. Trailing, leading and linspace are
-evenly spaced; leading ends before 1000. Quadratic is denser on the left. Log-SNR is much denser on the
-left: half of its steps lie below 250.""")
+show(fig, """Five rows of twelve strokes on an axis from 0 to 1000. Trailing, leading and
+linspace are evenly spaced; leading ends before 1000. Quadratic is denser on the left. Log-SNR
+is much denser on the left: half of its steps lie below 250.""")
 
 # %% [markdown]
 # **Exercise 9.4** (2 points, 10 minutes, ●○○) — *Your own grid.* In `my_ddpm.py`, write `trailing_steps(T, S)` that returns the $S$ trailing steps of (9.17) as an int64 tensor, in the order in which the sampler visits them: from $T$ down.
@@ -647,13 +650,15 @@ for ax, V_data in zip(axes, (0.25, 1.0), strict=True):
     ax.set(xlabel="number of steps $S$", title=f"$V={V_data:g}$")
 axes[0].set_ylabel("$W_2$ to the data")
 axes[0].legend(fontsize=9)
-show(fig, """Two panels, Wasserstein distance against the number of steps on logarithmic axes. Left, V =
-0.25: the curves for eta = 0, 0.5 and 1 fall with slope -1, eta = 0 lowest; sigma hat a little below
-eta = 0, and falls too. Right, V = 1: the same three, and sigma hat far below them, constant at 5e-5.""")
+show(fig, """Two panels, Wasserstein distance against the number of steps on logarithmic axes.
+Left, V = 0.25: the curves for eta = 0, 0.5 and 1 fall with slope -1, eta = 0 lowest; sigma hat
+a little below eta = 0, and falls too. Right, V = 1: the same three, and sigma hat far below
+them, constant at 5e-5.""")
 claim("9.18", (counts, away[0.25, r"$\eta=0$"]), -1.0, relation="order", note="η = 0, V = 0.25")
 for V_data in (0.25, 1.0):
     for name, label in zip(members, ("η = 0", "η = 0.5", "η = 1", "σ̂"), strict=True):
-        fact(f"V = {V_data:g}, {label}: W_2 with 10 and 100 steps", away[V_data, name][[1, 4]], digits=2)
+        fact(f"V = {V_data:g}, {label}: W_2 with 10 and 100 steps",
+             away[V_data, name][[1, 4]], digits=2)
 
 fact("V = 0.06, log-SNR grid, 10 steps: η = 0, 0.5, 1 and σ̂",
      [(end_variance(schedule.steps(10, "log-snr").flip(0).tolist(), eta, 0.06, hat).sqrt()
@@ -756,9 +761,10 @@ left.set(xlabel="calls of the network", ylabel="Fréchet distance", title="our d
          ylim=(0.1, 1))
 right.set(xlabel="calls of the network", title="CIFAR-10, the DDIM paper")
 left.legend(fontsize=8, ncols=2)
-show(fig, """Left, our digits: Fréchet distance against calls of the network, both logarithmic. All samplers
-lie between 0.18 and 0.5, nearly flat. Right, the DDIM paper's Table 1 for CIFAR-10: all curves fall; at
-ten calls eta = 0 has 13 and sigma hat 367; at a thousand calls sigma hat is lowest, at 3.17.""")
+show(fig, """Left, our digits: Fréchet distance against calls of the network, both logarithmic.
+All samplers lie between 0.18 and 0.5, nearly flat. Right, the DDIM paper's Table 1 for
+CIFAR-10: all curves fall; at ten calls eta = 0 has 13 and sigma hat 367; at a thousand calls
+sigma hat is lowest, at 3.17.""")
 
 # %% [markdown]
 # *How few calls are enough?* Left, our own network, each sampler on the best of three grids (trailing, quadratic, log-SNR; for 100 and more calls trailing only). Right, what the DDIM paper reports for CIFAR-10, its Table 1:
@@ -837,8 +843,7 @@ t, s = 600, 450
 ratio = ((1 - alpha_bar) / alpha_bar).sqrt()           # r_0..r_T
 stepped = diffusion.reverse(e, x_t, t, s, eta=0.0).mean
 claim("9.20", x_t / alpha_bar[t].sqrt() + (ratio[s] - ratio[t]) * e, stepped / alpha_bar[s].sqrt())
-up = next(walk for walk in ddim_invert(lambda x, t: e, diffusion, x_t, steps=[t, s]) if walk.t == t)
-low = next(walk for walk in ddim_invert(lambda x, t: e, diffusion, x_t, steps=[t, s]) if walk.t == s)
+low, up = ddim_invert(lambda x, t: e, diffusion, x_t, steps=[t, s])
 claim("9.21", low.x / alpha_bar[s].sqrt() + (ratio[t] - ratio[s]) * e, up.x / alpha_bar[t].sqrt())
 
 some = mixture.quantile(torch.linspace(0.05, 0.95, 12, dtype=DOUBLE))[:, None]
@@ -902,11 +907,11 @@ originals = heldout[:9]
 noise = ddim_invert(network, diffusion, originals, steps=100, spacing="quadratic").result()
 again = solve(network, diffusion, noise.shape, solver="ddim", steps=100, spacing="quadratic",
               x_T=noise).result()
-show_images(torch.stack([few, many, originals, again, arcs, lines]), """Six rows of nine digits. Rows one
-and two, ten and a hundred calls from the same noise: the same digits, the second row crisper. Rows three
-and four, held-out digits and what a round trip makes of them, hardly different. Row five, along the arc,
-one digit turns into another; row six, along the straight line, with the same ends, other pictures
-in the middle.""",
+show_images(torch.stack([few, many, originals, again, arcs, lines]), """Six rows of nine digits.
+Rows one and two, ten and a hundred calls from the same noise: the same digits, the second row
+crisper. Rows three and four, held-out digits and what a round trip makes of them, hardly
+different. Row five, along the arc, one digit turns into another; row six, along the straight
+line, with the same ends, other pictures in the middle.""",
             row_labels=["10 calls", "100 calls", "held out", "round trip", "arc", "line"])
 fact("same noise, 10 and 100 calls: correlation of the pictures",
      torch.corrcoef(torch.stack([few.flatten(), many.flatten()]))[0, 1], digits=2, uncertainty=1e-4)
@@ -981,7 +986,7 @@ check("9.6", arc)
 # $$
 
 # %%
-fine = NoiseSchedule.linear(2**16, 0.1 / 2**16, 20 / 2**16)        # the same curve, 65 times as fine
+fine = NoiseSchedule.linear(2**16, 0.1 / 2**16, 20 / 2**16)      # the same curve, 65 times as fine
 fine_bars = fine.alpha_bar
 weights, means, widths = mixture.weights, mixture.means[:, 0], mixture.covariances[:, 0, 0]
 
@@ -1123,8 +1128,9 @@ for (solver, found), colour in zip(errors.items(), (BLUE, ORANGE, PURPLE), stric
               label={"Euler": "DDIM (Euler)", "2M": "DPM-Solver++(2M)"}.get(solver, solver))
 ax.set(xlabel="calls of the denoiser", ylabel="largest error at $0.1\\,T$")
 ax.legend()
-show(fig, """Largest error against calls of the denoiser, both logarithmic. DDIM falls with slope -1. Heun
-and DPM-Solver++(2M) fall with slope -2, far below it; 2M needs about a third of Heun's calls.""")
+show(fig, """Largest error against calls of the denoiser, both logarithmic. DDIM falls with
+slope -1. Heun and DPM-Solver++(2M) fall with slope -2, far below it; 2M needs about a third of
+Heun's calls.""")
 
 # %% [markdown]
 # *How many calls for a given error?* A line with slope $-2$ wins over one with slope $-1$ at any cost but the smallest. At few calls, where pictures are made, the constants decide, and there 2M profits from its one call a step. Two reservations. The slopes hold between two levels inside. **Down to $t=0$** the last step is Euler's, and its error is that of one step from the lowest $t$ on the grid. With steps even in $t$ that spoils the order: 1.2 in the printed fit. With steps that shrink towards the data, even in $\sqrt t$, the last one is so short that the order stays.
