@@ -11,7 +11,7 @@
 #
 # One symbol has one meaning through the whole book, and one name in the code. This page is the law
 # for both. Where a paper or another library writes things differently, one table translates; and a
-# map at the end says from what each result of chapters 2 to 4 follows, and by which assumption.
+# map at the end says from what each result of chapters 2 to 9 follows, and by which assumption.
 #
 # **You will** be able to look up what a letter means, to read DDPM, DDIM and diffusers side by side,
 # and to see which assumption an equation rests on. **You need** nothing; the map is for coming back
@@ -146,7 +146,7 @@ fact("beta of the jump from 1 to 4, and its beta tilde", [1 - ratio, back.varian
 # its place, and the result is the score of the law of $x_t$, $\nabla\log q(x_t)$ (chapter 4).
 #
 # **Marks.** A *hat* is a prediction, of a network or an oracle: $\hat\varepsilon$, $\hat x_0$,
-# $\hat v$; with $\theta$ where the weights matter, $\hat\varepsilon_\theta(x_t, t)$. A *bar* is
+# $\hat v$, $\hat s$ (of the score); with $\theta$ where the weights matter, $\hat\varepsilon_\theta(x_t, t)$. A *bar* is
 # accumulated over steps: $\bar\alpha_t$, and $\bar\varepsilon$ for several noises merged into one.
 # A *tilde* is conditioned on $x_0$: $\tilde\mu_t$, $\tilde\beta_t$. A *star* is the exact minimiser
 # that no network can beat: $\varepsilon^*$, $v^*$, and $\sigma_*^2$ for the best variance. (Two local
@@ -188,15 +188,27 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $m_t$, $V_t$ | mean and variance of one coordinate of $x_t$, data and noise both random; for $V_0$, the data's, chapter 4 writes $V$ | above (2.5) |
 # | $c_{t,k}$ | weight of $\varepsilon_k$ in $x_t$ | (3.16) |
 # | $\kappa_t$ | their sum, the size of the noise if one draw serves all steps | (3.21) |
-# | $L_t$ | mean squared error of a noise predictor at step $t$, per coordinate | (3.33) |
+# | $\ell_t$ | mean squared error of a noise predictor at step $t$, per coordinate | (3.33), (5.21) |
 # | $c_0$, $c_t$ | weights of $x_0$ and $x_t$ in the mean of $q(x_s\mid x_t,x_0)$; both depend on $t$ and $s$ | (4.18) |
 # | $m(x_t)$ | the exact mean $\mathbb E[x_s\mid x_t]$ of a step back | above (4.27) |
 # | $\sigma_*^2$ | the best single variance of a reverse step | (4.28) |
 # | $\xi_t$ | the unpredictable share of the noise, between $0$ and $1$ | (4.30) |
 # | $\varphi_t$ | angle whose cosine is $\sqrt{\bar\alpha_t}$ and whose sine is $\sqrt{1-\bar\alpha_t}$ | (4.45) |
+# | $H$ | entropy of a law, in nats; in chapters 6 and on, next to a width $W$, the height of an image | (5.1) |
+# | $L(x_0)$, $L$ | the bound on $-\log p_\theta(x_0)$ | (5.5) |
+# | $L_T$, $L_{t-1}$, $L_0$ | its terms: the prior, the step from $t$ to $t-1$, the decoder. The index is the state that the step arrives at | (5.13) |
+# | $\omega_t$, $C_t$ | weight of the squared noise error in $L_{t-1}$, and what the variance costs | (5.18) |
+# | $L_{\text{simple}}$ | average of $\ell_t$ over $t$ | (5.21) |
+# | $L_{\text{hybrid}}$ | the same, with a little of the bound for a learned variance | (5.34) |
+# | $\bar\theta_n$ | weights averaged over the first $n$ gradient steps | (7.14) |
+# | $q_\sigma$ | a law of the path with the marginals of the chain and reverse deviations $\sigma_2,\dots,\sigma_T$ of our choice | (9.3), (9.4) |
+# | $c_t^\sigma$ | weight of the surprise in $x_t$ in its step back; $c_t$ is that of DDPM | (9.7) |
+# | $u_t$, $r_t$ | $x_t/\sqrt{\bar\alpha_t}$ and its noise-to-signal ratio $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the clock of the ODE | (9.20) |
 #
 # All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local: they
-# are introduced where they are used, and belong to that section. The toolbox has no chain, so there
+# are introduced where they are used, and belong to that section. (So do the parts of a network in chapter 6, where $k$ is the size of
+# a kernel, $C$ a number of channels and $C_*$ an inner one, $\delta$ an offset, $y$ the output of a layer and $\omega_i$ the speed of a
+# clock's hand.) The toolbox has no chain, so there
 # $k$ is local as well.
 #
 # **Words with one meaning.** *Transition*: $q(x_t\mid x_s)$. *Marginal*: $q(x_t\mid x_0)$, given
@@ -220,6 +232,9 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | network predicts | `prediction="eps"`, `"x0"`, `"v"` | $\epsilon_\theta$; $f_\theta$ for $\hat x_0$ in DDIM | `"epsilon"`, `"sample"`, `"v_prediction"` |
 # | one reverse step | `d.reverse(output, x_t, t, s, eta)`, a law from which to draw | DDPM, Algorithm 2; DDIM, Eq. 12 | `step(output, t0, x_t)`, and `eta` for DDIM |
 # | variance of a reverse step | `"posterior"`, `"beta"`, `"learned"` | $\tilde\beta_t$, $\beta_t$, learned between them | `"fixed_small"`, `"fixed_large"`, `"learned_range"` |
+# | a network | `network(x_t, t)`, a tensor | $\epsilon_\theta(x_t,t)$ | `network(x_t, t0).sample` |
+# | the simple loss | `simple_loss`, a *mean* over coordinates | a squared norm, so a *sum*: DDPM, Eq. 14 | a mean, in its training script |
+# | a whole walk | `sample`, or `generate` for its end | DDPM, Algorithm 2 | `DDPMPipeline` |
 # | kept steps | $\tau_1 < \dots < \tau_S$ | $\tau$, $S$ in DDIM | `set_timesteps(S)`, decreasing |
 # | offset of the cosine schedule | $\delta$, `offset` | $s$ in Improved DDPM | inside `"squaredcos_cap_v2"` |
 # | guidance | $w$ | $w$ | `guidance_scale` $= 1+w$ |
@@ -272,11 +287,13 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | their $t_0$ is our $t-1$; same steps, same samples | `tests/test_diffusers_parity.py` |
 # | numbered equations of the papers | `tests/papers.py`, used by the tests above |
 # | exact laws, scores and posteriors | `tests/test_oracle.py` |
+# | the bound equals the entropy where it must; decoder masses sum to one | `tests/test_objective.py` |
+# | their network, our network: same weights, same output | `tests/test_interchange.py` |
 #
-# ## Derivation map, chapters 2 to 4
+# ## Derivation map, chapters 2 to 9
 #
 # Which equation comes from which, and what has to be assumed on the way? The spine is
-# (2.2) → (3.5) → (3.7) → (3.10), (3.14) → (4.5) → (4.10), (4.12) → (4.18) → (4.23) → (4.49); from (3.14) a branch goes to (4.43), (4.44).
+# (2.2) → (3.5) → (3.7) → (3.10), (3.14) → (4.5) → (4.10), (4.12) → (4.18) → (4.23) → (4.49) → (5.13) → (5.18) → (5.21) → (7.1), (7.2), and with (9.6) → (9.14) → (9.24); from (3.14) a branch goes to (4.43), (4.44) and from there to (5.26).
 # In the table **bold** is an assumption on the noises, the data or the model: take it away and the arrow breaks. The rest is calculation.
 #
 # | From | by | follows | where |
@@ -304,6 +321,23 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | (3.14) | a rotation, because the squares of the two factors sum to one | (4.45), (4.46), velocity | [4.12](04_posterior.ipynb#4.12-One-object,-four-names) |
 # | (4.18), (4.23) | **a prediction in the place of $x_0$, a Gaussian with a variance of our choice** | (4.49), the reverse step | [4.13](04_posterior.ipynb#4.13-A-reverse-step,-and-a-first-walk) |
 # | (4.18), (4.49) | **a perfect prediction**; the tower property | (4.50), its mean is exact | [4.13](04_posterior.ipynb#4.13-A-reverse-step,-and-a-first-walk) |
+# | (4.49), a law for each step | the product rule; an integral over all paths | (5.2), (5.3), the model's likelihood | [5.2](05_epsilon_loss.ipynb#5.2-Why-the-likelihood-is-out-of-reach) |
+# | (5.3) | multiply and divide by $q(x_{1:T}\mid x_0)$; Jensen, (T.27) | (5.4), (5.5), the bound | [5.3](05_epsilon_loss.ipynb#5.3-The-bound,-by-Jensen) |
+# | (5.5) | the model's joint law split the other way, (T.28) | (5.6) to (5.8), what the gap is | [5.4](05_epsilon_loss.ipynb#5.4-The-bound,-as-a-divergence) |
+# | (5.5) with (2.4), (5.2) | **Markov, (4.4)**, through (4.5); a sum that telescopes; the tower property | (5.12), (5.13), three kinds of terms | [5.5](05_epsilon_loss.ipynb#5.5-Telescoping) |
+# | (5.13) with (4.13), (4.49) | the divergence of two Gaussians, (T.24); **one variance for all coordinates** | (5.14) to (5.16), every term | [5.6](05_epsilon_loss.ipynb#5.6-Every-term-in-closed-form) |
+# | (5.15) with (4.23) | both means written with a noise; $x_t$ cancels | (5.17) to (5.19), the weight $\omega_t$ | [5.7](05_epsilon_loss.ipynb#5.7-From-the-mean-to-the-noise) |
+# | (5.22) | **all weights replaced by one: a decision, not a consequence** | (5.21), the simple loss | [5.8](05_epsilon_loss.ipynb#5.8-The-simple-loss,-and-what-it-drops) |
+# | (5.21) | the tower property; $\hat\varepsilon$ sees $x_t$ only | (5.24), a floor and the network's own error | [5.9](05_epsilon_loss.ipynb#5.9-The-best-possible-loss) |
+# | (5.24), (4.44) | division by $1-\bar\alpha_t$ | (5.26), (5.27), score matching | [5.10](05_epsilon_loss.ipynb#5.10-Denoising-score-matching-is-the-same-loss) |
+# | (5.21), (3.33) | one random $t$ and one $\varepsilon$ for each image: unbiased | (7.1), algorithm 1 | [7.1](07_training_and_sampling.ipynb#7.1-Two-algorithms) |
+# | (4.49) at $s=t-1$, (4.23) | **a trained network in the place of the perfect prediction** | (7.2), algorithm 2 | [7.2](07_training_and_sampling.ipynb#7.2-The-line-of-algorithm-2) |
+# | (5.21), which sees pairs $(x_0,x_t)$ only | **any joint law with the same marginals may be used** | (9.1), (9.2) | [9.1](09_ddim.ipynb#9.1-What-the-loss-does-not-see) |
+# | (9.3) to (9.5), steps back chosen Gaussian | induction from $T$ down; independent noises, (T.8), (T.9) | (9.6), (9.8): the same marginals for every $\sigma$ | [9.3](09_ddim.ipynb#9.3-Every-member-has-the-right-marginals) |
+# | (9.4) | $\sigma_t^2=\tilde\beta_t$; the identity (4.9) | (9.9), (9.10): DDPM is a member | [9.4](09_ddim.ipynb#9.4-From-DDIM-to-DDPM) |
+# | (9.4), (9.6) | **a prediction in the place of $x_0$**; nothing used that $s=t-1$ | (9.14), the update, on any sub-sequence | [9.6](09_ddim.ipynb#9.6-The-update,-term-by-term) |
+# | (9.14) with $\sigma_t=0$ | division by $\sqrt{\bar\alpha_s}$; steps that become dense | (9.20), (9.24), the ODE | [9.11](09_ddim.ipynb#9.11-The-equation-behind-it) |
+# | (9.24), (4.44) | the heat equation, and the continuity equation | (9.25) to (9.27): it carries the laws of $x_t$ | [9.11](09_ddim.ipynb#9.11-The-equation-behind-it) |
 #
 # Down to (4.23) nothing is approximate, and the data need no more than a mean and a variance, where
 # these are named. Two properties of the noises carry everything: *Gaussian*, and *independent of what
