@@ -75,8 +75,8 @@ axes[2].plot(mixture.log_prob(line).exp(), line[:, 0], color=ORANGE)
 axes[2].set(xlabel="density", title="data")
 show(fig, """Thirteen paths from the same thirteen starting points at t = 1000 down to t = 0,
 twice. With eta = 1 the paths are jagged and cross; with eta = 0 they are smooth, never cross
-and part in the middle, some to -0.9 and some to 0.7. On the right the density of the data with
-its two humps.""")
+and part in the middle, some towards -0.9 and some towards 0.7. On the right the density of the
+data with its two humps.""")
 
 # %% [markdown]
 # *Which of these is the right way back?* Both start from the same thirteen numbers and ask the same denoiser. On the left each step draws fresh noise, and where a path ends is decided on the way. On the right nothing is drawn; the start decides. This chapter proves that the
@@ -93,12 +93,12 @@ its two humps.""")
 # [the sampler of chapter 7](07_training_and_sampling.ipynb#7.2-The-line-of-algorithm-2); from the toolbox [affine maps](A_toolbox.ipynb#T.2-Affine-maps), [sums](A_toolbox.ipynb#T.3-Sums-of-independent-Gaussians), [conditionals](A_toolbox.ipynb#T.5-Conditionals)
 # and [Euler's and Heun's methods](A_toolbox.ipynb#T.10-ODEs-and-the-order-of-Euler's-method).
 #
-# **Time** about 90 minutes to read, 100 for the exercises, one minute to run.
+# **Time** about 90 minutes to read, another 90 for the exercises, one minute to run.
 
 # %% [markdown]
 # ## 9.1 What the loss does not see
 #
-# A thousand calls of a network for one batch of images: that is what chapter 7 paid. The steps cannot simply be made longer at will, for the walk back imitates a Markov chain of small steps. Or does it have to? Look again at what the network was trained on. The loss at step $t$ is (5.21),
+# A thousand calls of a network for one batch of images: that is what chapter 7 paid. The steps cannot be made longer at will, for the walk back imitates a Markov chain of small steps. Or does it have to? Look again at what the network was trained on. The loss at step $t$ is (5.21),
 #
 # $$
 # \ell_t \;=\; \mathbb E\;\tfrac1D\,\big\lVert\varepsilon-\hat\varepsilon(x_t,t)\big\rVert^2 ,
@@ -319,7 +319,7 @@ for trial in range(3):
 # \tag{9.9}
 # $$
 #
-# **$\eta=0$ is DDIM**: no fresh noise at all. **$\eta=1$ is DDPM**, in the version with $\tilde\beta$: (9.4) becomes the posterior (4.18) of the Markov chain. The variance is $\tilde\beta_{t\mid s}$ already. For the mean, the weight of $x_t$ has to be looked at. The identity (4.9), for two steps, is
+# **$\eta=0$ is DDIM**: no fresh noise at all. The noise in $x_T$ is carried down unchanged, so this is the path of section 9.1 with one $\varepsilon$ for all steps. **$\eta=1$ is DDPM**, in the version with $\tilde\beta$: (9.4) becomes the posterior (4.18) of the Markov chain. The variance is $\tilde\beta_{t\mid s}$ already. For the mean, the weight of $x_t$ has to be looked at. The identity (4.9), for two steps, is
 # $1-\bar\alpha_t=\beta_{t\mid s}+\bar\alpha_{t\mid s}(1-\bar\alpha_s)$ with $\bar\alpha_{t\mid s}=\bar\alpha_t/\bar\alpha_s$, so
 #
 # $$
@@ -331,7 +331,7 @@ for trial in range(3):
 # \tag{9.10}
 # $$
 #
-# That is the weight $c_t$ of (4.18). The weight of $x_0$ is $\sqrt{\bar\alpha_s}-c_t\sqrt{\bar\alpha_t}$ in both, because both means give $\sqrt{\bar\alpha_s}\,x_0$ when $x_t=\sqrt{\bar\alpha_t}\,x_0$. So they agree.
+# That is the weight $c_t$ of (4.18). (The expression on the left is not negative, so that every $\eta$ from 0 to 1 gives a member: (9.4) allows its $\sigma_t$.) The weight of $x_0$ is $\sqrt{\bar\alpha_s}-c_t\sqrt{\bar\alpha_t}$ in both, because both means give $\sqrt{\bar\alpha_s}\,x_0$ when $x_t=\sqrt{\bar\alpha_t}\,x_0$. So they agree.
 #
 # **$\hat\sigma$ is no member.** DDPM's other variance, $\hat\sigma_t^2=\beta_{t\mid s}$ *with the mean of $\eta=1$*, breaks the balance of (9.8): the old noise was cut for $\tilde\beta$, and more than that is added. From the marginal at $t$ one such step leads to the variance
 #
@@ -342,7 +342,7 @@ for trial in range(3):
 # \tag{9.11}
 # $$
 #
-# (For the second equation: $\beta_{t\mid s}\big(1-\frac{1-\bar\alpha_s}{1-\bar\alpha_t}\big)=\beta_{t\mid s}\,\frac{\bar\alpha_s-\bar\alpha_t}{1-\bar\alpha_t}$, and $\bar\alpha_s-\bar\alpha_t=\bar\alpha_s\beta_{t\mid s}$.) The excess is *quadratic* in $\beta_{t\mid s}$. With a thousand short steps it is negligible; with ten long ones it is not.
+# (For the second equation: $\beta_{t\mid s}\big(1-\frac{1-\bar\alpha_s}{1-\bar\alpha_t}\big)=\beta_{t\mid s}\,\frac{\bar\alpha_s-\bar\alpha_t}{1-\bar\alpha_t}$, and $\bar\alpha_s-\bar\alpha_t=\bar\alpha_s\beta_{t\mid s}$.) The excess is *quadratic* in $\beta_{t\mid s}$. From $t=500$, a short step of a chain of a thousand makes an excess that is negligible, a long step of a chain of ten does not: the cell prints 0.001 % and 9 % of the variance. Close to the data, where $1-\bar\alpha_s$ itself is tiny, the share is large even for a short step (65 % from 2 to 1), though the excess is below $10^{-4}$.
 
 # %%
 a_s, a_t = sympy.symbols("abar_s abar_t", positive=True)
@@ -355,14 +355,15 @@ claim("9.9", joint(tildes.sqrt()), markov, tol=1e-12, note="η = 1: the whole Ma
 claim("9.9", joint(0 * tildes), shared, tol=1e-12, note="η = 0: the joint with one shared noise")
 wide = GaussianDiffusion(schedule, variance="beta")
 one = torch.ones(1, 1, dtype=DOUBLE)
-for name, steps in (("1000 steps", 1000), ("10 steps", 10)):
-    t, s = (500, 500 - T // steps)
+for t, s, name in ((500, 499, "1000 steps, 500 → 499"), (500, 400, "10 steps, 500 → 400"),
+                   (2, 1, "1000 steps, 2 → 1")):
     excess = alpha_bar[s] * (1 - alpha_bar[t] / alpha_bar[s]) ** 2 / (1 - alpha_bar[t])
     c_t = diffusion.posterior(one, 0 * one, t, s).mean[0, 0]
     law = wide.reverse(0 * one, one, t, s)
     reached = c_t**2 * (1 - alpha_bar[t]) + law.variance
     claim("9.11", 1 - alpha_bar[s] + excess, reached, note=name)
-    fact(f"{name}: variance too large by the share", excess / (1 - alpha_bar[s]), digits=2)
+    fact(f"{name}: variance too large by, and as a share", [excess, excess / (1 - alpha_bar[s])],
+         digits=2)
 
 # %% [markdown]
 # *What do the members share, and in what do they differ?* The whole covariance of $(x_0,\dots,x_6)$ for $\eta=1$ and for $\eta=0$, and their difference. The edges, that is the row and the column of $x_0$, and the diagonal are equal. They are all that the loss sees.
@@ -377,10 +378,11 @@ for ax, C, name in zip(axes, (markov, shared, shared - markov),
     fig.colorbar(picture, ax=ax, shrink=0.75)
 axes[0].set_ylabel("step")
 show(fig, """Three heat maps of seven by seven numbers. The first two are covariances for eta =
-1 and eta = 0; away from the diagonal the second is brighter. The third is their difference:
+1 and eta = 0; away from the diagonal and the edges the second is brighter. Their difference:
 exactly zero in the first row, in the first column and on the diagonal, positive elsewhere.""")
 difference = shared - markov
 assert difference[0].abs().max() < 1e-12 and difference.diagonal().abs().max() < 1e-12
+assert (difference[1:, 1:] + torch.eye(6, dtype=DOUBLE)).min() > 0.01               # elsewhere
 fact("largest difference off the edges", difference.max(), digits=2)
 
 # %% [markdown]
@@ -402,7 +404,7 @@ check("9.2", old_noise)
 # \tag{9.12}
 # $$
 #
-# In the Markov chain the left side does not depend on $x_0$, (4.4). Here it does. Take $\eta=0$: then (9.4) has no noise, and given $x_0$ each of $x_s$ and $x_t$ determines the other. Who knows $x_s$ alone cannot say what $x_t$ is; who knows $x_0$ as well can. How much does $x_0$ still say about $x_t$ once $x_s$ is known? For Gaussian data,
+# In the Markov chain the left side does not depend on $x_0$, (4.4). Here it does, but for one member. Take $\eta=0$: then (9.4) has no noise, and given $x_0$ each of $x_s$ and $x_t$ determines the other. Who knows $x_s$ alone cannot say what $x_t$ is; who knows $x_0$ as well can. How much does $x_0$ still say about $x_t$ once $x_s$ is known? For Gaussian data on a line,
 # this is the conditional covariance, by (T.19), with the covariances that (9.6) and (9.7) give, $C_{t0}=\sqrt{\bar\alpha_t}V$, $C_{s0}=\sqrt{\bar\alpha_s}V$, $C_{ss}=\bar\alpha_sV+1-\bar\alpha_s$, and $C_{ts}=\sqrt{\bar\alpha_s\bar\alpha_t}\,V+c_t^\sigma(1-\bar\alpha_t)$:
 #
 # $$
@@ -411,7 +413,7 @@ check("9.2", old_noise)
 # \tag{9.13}
 # $$
 #
-# (Over the denominator $C_{ss}$, the terms $\sqrt{\bar\alpha_t}\,\bar\alpha_sV^2$ cancel.) The bracket vanishes only if $c_t^\sigma=\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)/(1-\bar\alpha_t)$, which by (9.10) is $\eta=1$. **Among all members, the only Markov chain is DDPM.** That is why the DDIM paper speaks of *non-Markovian* forward processes. We shall never run one. The forward process has done its work when the pairs $(x_0,x_t)$ are right.
+# (Over the denominator $C_{ss}$, the terms $\sqrt{\bar\alpha_t}\,\bar\alpha_sV^2$ cancel.) The bracket vanishes only if $c_t^\sigma=\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)/(1-\bar\alpha_t)$, which by (9.10) is $\eta=1$. (The cell prints the covariance as a correlation: it is $-1$ at $\eta=0$.) **Among all members, the only Markov chain is DDPM.** That is why the DDIM paper speaks of *non-Markovian* forward processes. We shall never run one. The forward process has done its work when the pairs $(x_0,x_t)$ are right.
 
 # %%
 s, t = 3, 4
@@ -462,7 +464,7 @@ claim("9.12", torch.trapezoid(product, places),
 # \tag{9.15}
 # $$
 #
-# (This is for $s\ge1$; the last step is the decoder's, as in chapter 5.) So the bound of *every* member is a weighted sum of the same $\ell_t$: training for one is training for all, up to weights. (The DDIM paper states it as a theorem, with weights that it need not compute.) And the weights grow beyond all bounds as $\sigma_t\to0$: for $\eta=0$ there is no such bound, since a point has no density. The bound explains why the loss fits the whole family; it is no argument that $\eta=0$ samples well. That has to be measured.
+# (This is for $s\ge1$; the last step is the decoder's, as in chapter 5.) So the bound of every member *with noise in each step* is, but for its first and last term, a weighted sum of the same $\ell_t$: training for one is training for all, up to weights. (The DDIM paper states it as a theorem, with weights that it need not compute.) And the weights grow beyond all bounds as $\sigma_t\to0$: for $\eta=0$ there is no such bound, since a point has no density. The bound explains why the loss fits the whole family; it is no argument that $\eta=0$ samples well. That has to be measured.
 
 # %%
 x_t, e, z = draws(3, 5, 3, seed=4)
@@ -486,7 +488,7 @@ claim("9.15", slack**2 / (2 * sigma2) * ((eps - e[:4]) ** 2).sum(1),
       diffusion.posterior(x_t, x0, t, s, eta=eta).kl(guess))
 
 # %% [markdown]
-# > **Pitfall: clip, then re-derive.** If $\hat x_0$ is clipped to $[-1,1]$, the old $\hat\varepsilon$ no longer belongs to it, (4.48). In (9.14) both appear, so keeping the old one mixes two predictions. With the new one, $\eta=1$ is DDPM to the last digit, clipped or not; with the old one it is not, and by how much the cell shows. A widely used library has the inconsistent combination as its default.
+# > **Pitfall: clip, then re-derive.** If $\hat x_0$ is clipped to $[-1,1]$, the old $\hat\varepsilon$ no longer belongs to it, (4.48). In (9.14) both appear, so keeping the old one mixes two predictions. With the new one, $\eta=1$ is DDPM to the last digit, clipped or not; with the old one it is not. The cell shows by how much when the guess has nothing to do with $x_t$, so that nearly everything is clipped. A widely used library has the inconsistent combination as its default.
 
 # %%
 t, s = 600, 580
@@ -527,7 +529,7 @@ check("9.3", "my_ddpm.ddim_step")
 # | leading | $1+i\,\lfloor T/S\rfloor$ | contains 1, **never visits $T$** if $S<T$ |
 # | linspace | $\operatorname{round}\big(1+i\,\frac{T-1}{S-1}\big)$ | both ends |
 # | quadratic | $\operatorname{round}\big(1+(T-1)\,(\frac{i}{S-1})^2\big)$ | both ends, dense near the data |
-# | log-SNR | uniform in $\log\mathrm{SNR}$ | both ends, denser still |
+# | log-SNR | uniform in $\log\mathrm{SNR}$ | both ends, denser still near the data |
 #
 # The first two in formulas, since you will write one:
 #
@@ -539,8 +541,8 @@ check("9.3", "my_ddpm.ddim_step")
 # \tag{9.17}
 # $$
 #
-# > **Pitfall: grids that are off.** *Leading* starts at $x_t$ with $t<T$, but feeds it pure noise: at $S=10$ the start is $t=901$. With $S$ that does not divide $T$ it loses the whole tail. *Stride for neighbour*: a widely used library takes $s=t-\lfloor T/S\rfloor$ whatever the list says, so that the state does not arrive where the network is asked next; right for leading grids, wrong for others.
-# > *Quadratic with $\sqrt{0.8\,T}$*: the grid of DDIM's own code for CIFAR-10 spaces the roots from 0 to $\sqrt{0.8\,T}$, so that it starts at $0.8\,T$, and lists the lowest step twice. The paper's best numbers need that grid. (Its numbering is from 0.)
+# > **Pitfall: grids that are off.** *Leading* starts at $x_t$ with $t<T$, but feeds it pure noise: at $S=10$ the start is $t=901$. With $S$ that does not divide $T$ it loses the whole tail. *Stride for neighbour*: a widely used library takes $s=t-\lfloor T/S\rfloor$ whatever the list says, so that the state does not arrive where the network is asked next; right for leading grids, and for trailing ones if $S$ divides $T$; wrong otherwise.
+# > *Quadratic with $\sqrt{0.8\,T}$*: the grid of DDIM's own code for CIFAR-10 spaces the roots from 0 to $\sqrt{0.8\,T}$, so that it starts at $0.8\,T$, and lists the lowest step twice. The paper's numbers for CIFAR-10 need that grid. (Its numbering is from 0.)
 #
 # The cell counts. (What a wrong neighbour costs, the end of the next section computes.)
 
@@ -571,8 +573,9 @@ for row, rule in enumerate(("trailing", "leading", "linspace", "quadratic", "log
 ax.set(xlabel="$t$", yticks=range(5), ylim=(4.6, -0.6), xlim=(-15, 1015))
 ax.set_yticklabels(["trailing", "leading", "linspace", "quadratic", "log-SNR"])
 show(fig, """Five rows of twelve strokes on an axis from 0 to 1000. Trailing, leading and
-linspace are evenly spaced; leading ends before 1000. Quadratic is denser on the left. Log-SNR
-is much denser on the left: half of its steps lie below 250.""")
+linspace are evenly spaced; leading ends before 1000. Quadratic is denser on the left: half
+of its steps lie below 250. So do half of log-SNR's, of which four lie below 50, where quadratic
+has three.""")
 
 # %% [markdown]
 # **Exercise 9.4** (2 points, 10 minutes, ●○○) — *Your own grid.* In `my_ddpm.py`, write `trailing_steps(T, S)` that returns the $S$ trailing steps of (9.17) as an int64 tensor, in the order in which the sampler visits them: from $T$ down.
@@ -595,7 +598,7 @@ check("9.4", "my_ddpm.trailing_steps")
 # \tag{9.18}
 # $$
 #
-# The distance to the data is (T.44) on a line,
+# For DDPM's $\hat\sigma$ the factor $g$ is that of $\eta=1$, and $\beta_{t\mid s}$ is added in the place of $\sigma_t^2$, except in the last step, which adds nothing. The distance to the data is (T.44) on a line,
 #
 # $$
 # W_2\;=\;\big|\sqrt{R_0}-\sqrt V\,\big| .
@@ -651,9 +654,9 @@ for ax, V_data in zip(axes, (0.25, 1.0), strict=True):
 axes[0].set_ylabel("$W_2$ to the data")
 axes[0].legend(fontsize=9)
 show(fig, """Two panels, Wasserstein distance against the number of steps on logarithmic axes.
-Left, V = 0.25: the curves for eta = 0, 0.5 and 1 fall with slope -1, eta = 0 lowest; sigma hat
-a little below eta = 0, and falls too. Right, V = 1: the same three, and sigma hat far below
-them, constant at 5e-5.""")
+Left, V = 0.25: the curves for eta = 0, 0.5 and 1 fall with slope about -1, eta = 0 lowest;
+sigma hat falls too, from ten steps on a little below eta = 0. Right, V = 1: the same three, and
+sigma hat far below them, constant at 5e-5.""")
 claim("9.18", (counts, away[0.25, r"$\eta=0$"]), -1.0, relation="order", note="η = 0, V = 0.25")
 for V_data in (0.25, 1.0):
     for name, label in zip(members, ("η = 0", "η = 0.5", "η = 1", "σ̂"), strict=True):
@@ -666,8 +669,8 @@ fact("V = 0.06, log-SNR grid, 10 steps: η = 0, 0.5, 1 and σ̂",
 
 
 # %% [markdown]
-# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of nearly two from $\eta=1$ to $\eta=0$; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
-# known. Here it is guessed, the guess lacks variance, (4.29), and $\hat\sigma$ happens to put back just what is missing if $V=1$, (4.34). With $V=\tfrac14$ on this grid it still profits. With narrow data and a grid that is denser near them, the last printed line, it is the worst of all.
+# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of 1.6 to 2.1 from $\eta=1$ to $\eta=0$ in the printed pairs; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
+# known. Here it is guessed, the guess lacks variance, (4.29), and $\hat\sigma$ happens to put back just what is missing if $V=1$, (4.34). With $V=\tfrac14$ on this grid it still profits, from ten steps on. With narrow data and a grid that is denser near them, the last printed line, it is the worst of all.
 #
 # **What the wrong neighbours cost.** The same recursion with $s=t-\lfloor T/S\rfloor$ where the list says otherwise: the state then stands at one level while the next step believes it at another.
 
@@ -685,12 +688,13 @@ def strided(steps, V, stride):
 
 for rule, S in (("linspace", 50), ("trailing", 30), ("quadratic", 20)):
     steps = schedule.steps(S, rule).flip(0).tolist()
-    found = [(R.sqrt() - 0.5).abs() for R in (end_variance(steps, 0.0, 0.25),
-                                              strided(steps, 0.25, T // S))]
-    fact(f"{rule}, S = {S}: W_2 with the list's neighbours, with the stride", found, digits=2)
+    found = [R.sqrt() - 0.5 for R in (end_variance(steps, 0.0, 0.25),
+                                      strided(steps, 0.25, T // S))]
+    fact(f"{rule}, S = {S}: √R_0 - √V with the list's neighbours, with the stride", found,
+         digits=2)
 
 # %% [markdown]
-# With the quadratic grid the slip is a disaster for the last step. With the two even grids the law comes out *nearer* to the data, because the slip's error and Euler's cancel in part. That is the lesson: a histogram, or a Fréchet distance, does not find such a bug. A look at the list of pairs $(t,s)$ does, at once.
+# With the quadratic grid the slip makes the distance three times as large: above, the list's steps are longer than the stride, and at the end all steps from below $t=50$ aim at 0. With the two even grids the law comes out *nearer* to the data, because two errors cancel in part: with few steps the sampler's variance comes out too small, and there the slip makes it larger. That is the lesson: a histogram, or a Fréchet distance, does not find such a bug. A look at the list of pairs $(t,s)$ does, at once.
 
 # %% [markdown]
 # ## 9.9 Steps against quality, measured
@@ -721,6 +725,7 @@ def judge(images):
 
 ten = judge(draw(0, steps=10, spacing="trailing", eta=0.0))
 stored = curves["eta 0"]["trailing"][0]
+assert record["images"] == len(heldout) == 355
 assert stored["calls"] == 10 and abs(ten - stored["distance"]) < 0.02, (ten, stored)
 print("DDIM, 10 calls: measured again, and within 0.02 of the record")
 
@@ -741,6 +746,9 @@ row = [best("dpmpp-2m", n) for n in (8, 12, 20)]
 print("DPM-Solver++(2M), 8, 12, 20 calls:", ", ".join(f"{d:.2f} {g}" for g, d in row))
 row = [best("heun", n) for n in (7, 11, 19)]
 print("Heun, 7, 11, 19 calls:", ", ".join(f"{d:.2f} {g}" for g, d in row))
+for sampler in ("eta 1", "sigma hat"):
+    print(f"{labels[sampler]}, 10 calls on each grid: "
+          + ", ".join(f"{d[0]['distance']:.2f} {grid}" for grid, d in curves[sampler].items()))
 print("1000 calls:", ", ".join(f"{labels[k]} {d:.2f}" for k, d in full.items()))
 
 # %% tags=["hide-input"]
@@ -762,12 +770,13 @@ left.set(xlabel="calls of the network", ylabel="Fréchet distance", title="our d
 right.set(xlabel="calls of the network", title="CIFAR-10, the DDIM paper")
 left.legend(fontsize=8, ncols=2)
 show(fig, """Left, our digits: Fréchet distance against calls of the network, both logarithmic.
-All samplers lie between 0.18 and 0.5, nearly flat. Right, the DDIM paper's Table 1 for
+All points lie between 0.18 and 0.5: eta = 0 and 2M nearly flat near 0.4, the noisy samplers
+lower and up and down from 20 calls on. Right, the DDIM paper's Table 1 for
 CIFAR-10: all curves fall; at ten calls eta = 0 has 13 and sigma hat 367; at a thousand calls
 sigma hat is lowest, at 3.17.""")
 
 # %% [markdown]
-# *How few calls are enough?* Left, our own network, each sampler on the best of three grids (trailing, quadratic, log-SNR; for 100 and more calls trailing only). Right, what the DDIM paper reports for CIFAR-10, its Table 1:
+# *How few calls are enough?* Left, our own network, each sampler on the best of three grids (trailing, quadratic, log-SNR; with 100 calls trailing only, and 1000 calls are the full chain). Right, what the DDIM paper reports for CIFAR-10, its Table 1:
 #
 # | FID on CIFAR-10 | $S=10$ | 20 | 50 | 100 | 1000 |
 # |---|---|---|---|---|---|
@@ -778,15 +787,19 @@ sigma hat is lowest, at 3.17.""")
 #
 # Read off three things.
 #
-# **Few calls are enough.** From ten or twenty calls on, the curves are nearly flat. DDIM after 20 calls is where it is after 1000; 2M is there after 8 to 12. What chapter 7 paid a thousand calls for can be had for a fiftieth. (Small differences mean nothing: with 355 images one draw differs from the next by about 0.1.)
+# **Few calls are enough.** From twenty calls on no curve falls by more than draws differ. DDIM after 20 calls is where it is after 1000; 2M is there after 8 to 12. What DDIM reaches with a thousand calls can be had for a fiftieth. (Small differences mean nothing: with 355 images one draw differs from the next by about 0.1, as the fresh draws printed below do. And the best of three grids is a little flattered by having been chosen.)
 #
 # **But $\eta=0$ is not the best here.** With the same network the full chain of $\eta=1$ reaches a mean of 0.27 over five draws (chapter 7; its interval goes from 0.17 to 0.36, and other real digits have 0.21), and DDIM stays near 0.4 *at any number of calls*. We had set out to be within 1.25 times the full chain with 20 calls of DDIM and 12 of 2M. Against the full chain of $\eta=0$, which solves the same equation, they are; against that of $\eta=1$ they miss, at 1.5 and 1.4, as printed below.
-# $\eta=0.5$ is at 0.22 after 20 calls, in the one draw that was made. In the paper, too, the lowest number of all belongs to a thousand noisy steps, 3.17 against 4.04. A plausible reason, which we do not prove: a network errs, and a deterministic walk carries each error to the end, while fresh noise, followed by denoising, partly washes it out.
+# $\eta=0.5$ is at 0.22 after 20 calls, in the one draw that was made. In the paper, too, the lowest number of all belongs to a thousand noisy steps, 3.17 for $\hat\sigma$ against 4.04 (though $\eta=1$ has 4.73). A plausible reason, which we do not prove: a network errs, and a deterministic walk carries each error to the end, while fresh noise, followed by denoising, partly washes it out.
 #
-# **$\hat\sigma$ fails on some grids.** On our three it does not. The paper reports 367 at $S=10$. (9.11) says when to expect it: where a long step *ends at a low level* $s$, at which the little variance $1-\bar\alpha_s$ that belongs there is swamped by the excess. Leading and linspace grids contain such a step, to $s=1$. There the variance comes out a thousand times too large, and the network, told $t=1$, believes the rest to be picture. The last noisy step of a trailing grid ends at $s=100$: too large by a factor of 3, and the final step takes most of that away. The cell tries both. (With clipping and small pictures the damage stays far below the paper's.)
+# **$\hat\sigma$ fails on some grids.** On our three it is no worse than $\eta=1$: with ten calls they are at 0.45 and 0.42 on the trailing grid, and both poor, near 1 or above, on the other two, as printed. The paper reports 367 at $S=10$. (9.11) says when to expect it: where a long step *ends at a low level* $s$, at which the little variance $1-\bar\alpha_s$ that belongs there is swamped by the excess. Leading and linspace grids contain such a step, to $s=1$. There the variance comes out a thousand times too large, and the network, told $t=1$, believes the rest to be picture. The last noisy step of a trailing grid ends at $s=100$: too large by a factor of 3, and the final step takes most of that away. The cell tries both, and $\eta=1$ beside them: on the leading grid $\hat\sigma$ is more than twice as far away. (With clipping and small pictures the damage stays far below the paper's.)
 
 # %%
-five = measured("digits")["full_chain"]["posterior"]["distance"]    # chapter 7: five draws, η = 1
+chain7 = measured("digits")["full_chain"]["posterior"]                # chapter 7: five draws, η = 1
+five = chain7["distance"]
+fact("full chain of η = 1, five draws: mean, interval", [five[k] for k in ("mean", "low", "high")],
+     digits=2)
+fact("other real digits: mean", chain7["floor"]["mean"], digits=2)
 for name, entry in (("DDIM", record["ddim"]), ("2M", record["second_order"])):
     values = torch.tensor(entry["distances"], dtype=DOUBLE)
     print(f"{name}, {entry['calls']} calls on {entry['grid']}, four fresh draws: "
@@ -796,6 +809,8 @@ for name, entry in (("DDIM", record["ddim"]), ("2M", record["second_order"])):
 
 hat = {grid: judge(draw(0, steps=10, spacing=grid, eta=1.0, variance="beta"))
        for grid in ("trailing", "leading")}
+plain = judge(draw(0, steps=10, spacing="leading", eta=1.0))
+assert hat["leading"] > 2 * plain
 low = {"trailing": 100, "leading": 1}                  # where the last noisy step ends
 for grid, s in low.items():
     t = s + 100
@@ -804,6 +819,7 @@ for grid, s in low.items():
          1 + excess / (1 - alpha_bar[s]), digits=2)
 fact("σ̂ with 10 calls: Fréchet distance, trailing and leading",
      list(hat.values()), digits=2, uncertainty=5e-4)
+fact("η = 1 with 10 calls, leading", plain, digits=2, uncertainty=5e-4)
 
 # %% [markdown]
 # **Exercise 9.5** (3 points, 15 minutes, ●●○) — *Explain.* A colleague says: "With $\eta=0$ no noise is added, so the forward process of DDIM adds no noise either, and the network, which has been trained on noisy images, is used on data that it has never seen. It works by luck." Where is the mistake, what does the network see when sampling with $\eta=0$, and what is true in the worry? (Eight sentences are enough.)
@@ -843,8 +859,16 @@ t, s = 600, 450
 ratio = ((1 - alpha_bar) / alpha_bar).sqrt()           # r_0..r_T
 stepped = diffusion.reverse(e, x_t, t, s, eta=0.0).mean
 claim("9.20", x_t / alpha_bar[t].sqrt() + (ratio[s] - ratio[t]) * e, stepped / alpha_bar[s].sqrt())
-low, up = ddim_invert(lambda x, t: e, diffusion, x_t, steps=[t, s])
-claim("9.21", low.x / alpha_bar[s].sqrt() + (ratio[t] - ratio[s]) * e, up.x / alpha_bar[t].sqrt())
+
+
+def leaning(x, t):
+    """A guess that depends on the point and on the step, to see where it is asked."""
+    return torch.tanh(x) + 0.001 * t
+
+
+low, up = ddim_invert(lambda x, t: leaning(x, float(t[0])), diffusion, x_t, steps=[t, s])
+claim("9.21", low.x / alpha_bar[s].sqrt() + (ratio[t] - ratio[s]) * leaning(low.x, s),
+      up.x / alpha_bar[t].sqrt(), note="the library, going up")
 
 some = mixture.quantile(torch.linspace(0.05, 0.95, 12, dtype=DOUBLE))[:, None]
 for n in (25, 100, 400):
@@ -878,13 +902,13 @@ for share in (0.25, 0.5):
     spread = line.square().mean()
     claim("9.22", (1 - share) ** 2 + share**2, spread,
           standard_error=line.square().std() / line.numel() ** 0.5, note=f"ζ = {share}")
-unit_a, unit_b = (v[:50] / v[:50].norm(dim=1, keepdim=True) for v in (a, b))
+unit_a, unit_b = (w[:50] / w[:50].norm(dim=1, keepdim=True) for w in (a, b))
 angle = (unit_a * unit_b).sum(1, keepdim=True).acos()
 arc = (0.7 * angle).sin() / angle.sin() * unit_a + (0.3 * angle).sin() / angle.sin() * unit_b
 claim("9.23", arc, slerp(unit_a, unit_b, 0.3), note="ζ = 0.3")
 claim("9.23", arc.norm(dim=1), torch.ones(50, dtype=DOUBLE), note="the length stays")
-fact("angle between two draws in 64 dimensions, mean in degrees", angle.mean() * 180 / math.pi,
-     digits=2)
+fact("angle between two draws in 64 dimensions, in degrees: mean and standard deviation",
+     [angle.mean() * 180 / math.pi, angle.std() * 180 / math.pi], digits=2)
 
 # %% tags=["hide-input"]
 pair = torch.randn(2, 1, 8, 8, generator=seeded(21))
@@ -911,12 +935,14 @@ show_images(torch.stack([few, many, originals, again, arcs, lines]), """Six rows
 Rows one and two, ten and a hundred calls from the same noise: the same digits, the second row
 crisper. Rows three and four, held-out digits and what a round trip makes of them, hardly
 different. Row five, along the arc, one digit turns into another; row six, along the straight
-line, with the same ends, other pictures in the middle.""",
+line, with the same ends, another picture in the middle.""",
             row_labels=["10 calls", "100 calls", "held out", "round trip", "arc", "line"])
 fact("same noise, 10 and 100 calls: correlation of the pictures",
      torch.corrcoef(torch.stack([few.flatten(), many.flatten()]))[0, 1], digits=2, uncertainty=1e-4)
 error = (again - originals).square().mean().sqrt()
 assert error < 0.2, error
+fact("round trip of held-out digits, 100 calls each way: root mean square error", error, digits=2,
+     uncertainty=1e-4)
 fact("middle of the arc and of the line, length over the ends' mean length",
      [(slerp(*ends, 0.5)[0].norm() / pair.flatten(1).norm(dim=1).mean()),
       (0.5 * (pair[0] + pair[1])).norm() / pair.flatten(1).norm(dim=1).mean()], digits=2)
@@ -954,7 +980,7 @@ check("9.6", arc)
 # \tag{9.24}
 # $$
 #
-# **Does this equation carry the right laws?** Let $p_r$ be the density of $u_t=x_0+r_t\,\varepsilon$, which is (3.14) divided by $\sqrt{\bar\alpha_t}$. Three steps. *First*, how $p_r$ changes. It is $p_{\text{data}}$ convolved with $\mathcal N(0,r^2I)$. A Gaussian density $\varphi$ of variance $r^2I$ satisfies $\partial\varphi/\partial r=r\,\Delta\varphi$, with $\Delta$ the sum of second derivatives over the coordinates (differentiate; on a line both sides are $\varphi\cdot(u^2/r^3-1/r)$), and a
+# **Does this equation carry the right laws?** Let $p_r$ be the density of $u_t=x_0+r_t\,\varepsilon$, which is (3.14) divided by $\sqrt{\bar\alpha_t}$. Three steps. *First*, how $p_r$ changes. It is $p_{\text{data}}$ convolved with $\mathcal N(0,r^2I)$. The Gaussian density $g(u)=\mathcal N(u;\,0,\,r^2I)$ satisfies $\partial g/\partial r=r\,\Delta g$, with $\Delta$ the sum of second derivatives over the coordinates (differentiate; on a line both sides are $g\cdot(u^2/r^3-1/r)$), and a
 # convolution passes this on:
 #
 # $$
@@ -976,7 +1002,7 @@ check("9.6", arc)
 # \tag{9.27}
 # $$
 #
-# That is (9.25). Start and velocity determine the density at all later times, if the velocity is smooth, as it is for $r>0$. So points that start with the law $p_{r_T}$ and follow (9.24) with the perfect predictor have the law $p_r$ at every $r$. (We start from $\mathcal N(0,I)$ and not from the law of $x_T$; how little that is, (2.26) has said.) **So with a perfect network the whole error of DDIM is that of Euler's method.** Song and others found this equation, in another form, as the *probability flow ODE*.
+# That is (9.25). Start and velocity determine the density at all other times, if the velocity is smooth, as it is for $r>0$. So points that start with the law $p_{r_T}$ and follow (9.24) with the perfect predictor have the law $p_r$ at every $r$. (We start from $\mathcal N(0,I)$ and not from the law of $x_T$; how little that is, (2.26) has said.) **So with a perfect network the whole error of DDIM is that of Euler's method.** Song and others found this equation, in another form, as the *probability flow ODE*.
 #
 # On a line there is more. Paths of an ODE cannot cross (two that meet have the same future and the same past). So they keep their order, and the point at the 30 % quantile of $p_{r_T}$ ends at the 30 % quantile of the data: **the map is the quantile map**, which our mixture knows exactly. For Gaussian data it is multiplication by $\sqrt{V_s/V_t}$:
 #
@@ -1006,12 +1032,13 @@ second = torch.autograd.grad(slope_u.sum(), u, create_graph=True)[0]
 claim("9.25", (r * second).detach(), slope_r.detach())
 t = int((ratio - 0.4).abs().argmin())
 r_t, x_t = ratio[t], (u.detach() * alpha_bar[t].sqrt())[:, None]
-v = u.detach().clone().requires_grad_()
-log_slope = torch.autograd.grad(p(v, r_t).log().sum(), v)[0]
+place, clock = u.detach().clone().requires_grad_(), r_t.expand(9).clone().requires_grad_()
+log_slope = torch.autograd.grad(p(place, r_t).log().sum(), place)[0]
 claim("9.26", -r_t * log_slope, mixture.eps(schedule, x_t, t)[:, 0], tol=1e-9)
-flow = density * (-r * slope_u / density)              # p·ε*, with (9.26)
-inflow = -torch.autograd.grad(flow.sum(), u)[0]
-claim("9.27", inflow, slope_r.detach(), note="by autograd")
+asked = mixture.eps(schedule, (place * alpha_bar[t].sqrt())[:, None], t)[:, 0]
+inflow = -torch.autograd.grad((p(place, r_t) * asked).sum(), place)[0]
+change = torch.autograd.grad(p(place, clock[:, None]).sum(), clock)[0]
+claim("9.27", inflow, change, tol=1e-9, note="the oracle's ε*, by autograd")
 
 
 def exact_map(x, t, s, law=mixture, chain=fine):
@@ -1044,7 +1071,7 @@ claim("9.28", (V_of[1] / V_of[0]).sqrt() * x, exact_map(x, high, low, gauss), no
 # \tag{9.30}
 # $$
 #
-# where $t'$ is the step before $t$, and with $\hat\varepsilon=(x_t-\sqrt{\bar\alpha_t}\,\hat x_0^{\,\text{2M}})/\sqrt{1-\bar\alpha_t}$. Neither can be second order in the very last step: at $s=0$ no network can be asked, and there $\lambda=\infty$. The last step is (9.20).
+# where $t'>t$ is the level at which the step before began, and with $\hat\varepsilon=(x_t-\sqrt{\bar\alpha_t}\,\hat x_0^{\,\text{2M}})/\sqrt{1-\bar\alpha_t}$. Neither can be second order in the very last step: at $s=0$ no network can be asked, and there $\lambda=\infty$. The last step is (9.20). So is the first step of 2M, which has no memory yet.
 #
 # We measure the orders where both ends are inside, from $0.9\,T$ down to $0.1\,T$ of a chain with $T=2^{16}$ (so that rounding steps to integers does no harm), against the exact map (9.28).
 
@@ -1145,7 +1172,7 @@ Heun's calls.""")
 check("9.7", "my_ddpm.ddim_sample")
 
 # %% [markdown]
-# With this function `my_ddpm.py` is complete: the chain, the jump, the posterior, the loss, the clock, DDPM and DDIM. Everything that a sampler needs from this chapter is (4.21), (9.9), (9.14), (9.16) and (9.17).
+# With this function `my_ddpm.py` is complete: the chain, the jump, the posterior, the loss, the clock, DDPM and DDIM. Everything that a sampler needs is (4.21) and, from this chapter, (9.9), (9.14), (9.16) and (9.17).
 
 # %% [markdown]
 # ## 9.14 What we have
@@ -1173,7 +1200,7 @@ progress("9")
 # %% [markdown]
 # ## 9.15 History and further reading
 #
-# - Jiaming Song, Chenlin Meng and Stefano Ermon, *Denoising diffusion implicit models* ([2010.02502](https://arxiv.org/abs/2010.02502), 2020): everything in sections 9.1 to 9.10, with the experiments of Table 1. Its $\alpha_t$ is our $\bar\alpha_t$.
+# - Jiaming Song, Chenlin Meng and Stefano Ermon, *Denoising diffusion implicit models* ([2010.02502](https://arxiv.org/abs/2010.02502), 2020): the source of sections 9.1 to 9.7, 9.9 and 9.10, with the experiments of Table 1. Its $\alpha_t$ is our $\bar\alpha_t$.
 # - Yang Song and others, *Score-based generative modeling through stochastic differential equations* ([2011.13456](https://arxiv.org/abs/2011.13456), 2020): the probability flow ODE, and the stochastic equations of which DDPM is a solver.
 # - Tero Karras, Miika Aittala, Timo Aila and Samuli Laine, *Elucidating the design space of diffusion-based generative models* ([2206.00364](https://arxiv.org/abs/2206.00364), 2022): the noise level as the clock, Heun's method, and which grid to use.
 # - Cheng Lu, Yuhao Zhou, Fan Bao, Jianfei Chen, Chongxuan Li and Jun Zhu, *DPM-Solver++* ([2211.01095](https://arxiv.org/abs/2211.01095), 2022): solvers in $\hat x_0$ and the log-SNR, among them 2M.
