@@ -88,8 +88,8 @@ show(fig, """Three rows of five 8 by 8 pictures, for t = 5, 50, 150, 300 and 600
 the middle is framed. Top: a digit under more and more noise. Middle: the weights with which the
 best linear denoiser computes that pixel. At t = 5 one single pixel has weight, at 50 its
 neighbours too, at 150 a patch, at 300 and 600 large parts of the image. Bottom: the denoised digit,
-sharp at t = 5 and 50, blurred from 150 on, at 600 much nearer to the mean of all digits than to this
-one.""")
+sharp at t = 5 and 50, blurred from 150 on, at 600 much nearer to the mean of all digits than to
+this one.""")
 
 # %% [markdown]
 # *Where does a denoiser look, to find out one pixel?* The middle row answers for the best *linear* denoiser of handwritten digits, which we can compute exactly. Under little noise it looks at the
@@ -545,7 +545,8 @@ h, skipped = torch.randn(2, 2, 32, 8, 8, generator=g)
 both = nn.Conv2d(64, 16, 3, padding=1)
 halves = [F.conv2d(part, weight, padding=1)
           for part, weight in zip((h, skipped), both.weight.split(32, dim=1), strict=True)]
-claim("6.12", halves[0] + halves[1] + both.bias[:, None, None], both(torch.cat([h, skipped], dim=1)))
+claim("6.12", halves[0] + halves[1] + both.bias[:, None, None],
+      both(torch.cat([h, skipped], dim=1)))
 for start, end in crossings[:2]:
     h_before = flow[end - 1][2][0]
     claim("6.13", h_before + flow[start][2][0], flow[end][1][0], note=f"into {flow[end][0]}")
@@ -605,8 +606,9 @@ def by_matrices(t, target, nu):
 
 
 for target in ("eps", "x0"):
-    claim("6.14", torch.stack([through_bottleneck(t, target)[nu] for t in (20, 400) for nu in (8, 40)]),
-          torch.stack([by_matrices(t, target, nu) for t in (20, 400) for nu in (8, 40)]), note=target)
+    cases = [(t, nu) for t in (20, 400) for nu in (8, 40)]
+    claim("6.14", torch.stack([through_bottleneck(t, target)[nu] for t, nu in cases]),
+          torch.stack([by_matrices(t, target, nu) for t, nu in cases]), note=target)
 assert torch.allclose(through_bottleneck(200, "x0")[-1], mse_linear(200))
 for t in (50, 400):
     lost = {target: through_bottleneck(t, target) for target in ("eps", "x0")}
@@ -617,17 +619,19 @@ fact("error of x_0 through 40 numbers over the best, t = 5",
      through_bottleneck(5, "x0")[40] / through_bottleneck(5, "x0")[-1], digits=2)
 
 fig, (left, right) = figure(1, 2)
-for t, tone in zip((20, 100, 200, 400, 800), (BLUE, GREEN, PURPLE, ORANGE, VERMILLION), strict=True):
+tones = (BLUE, GREEN, PURPLE, ORANGE, VERMILLION)
+for t, tone in zip((20, 100, 200, 400, 800), tones, strict=True):
     left.plot(through_bottleneck(t, "eps"), color=tone, label=f"$t={t}$")
     right.plot(through_bottleneck(t, "x0") / (eigenvalues.sum() / 64), color=tone)
-left.set(xlabel=r"numbers $\nu$ that may pass", ylabel=r"error of $\hat\varepsilon$", ylim=(0, 1.02))
-right.set(xlabel=r"numbers $\nu$ that may pass", ylabel=r"error of $\hat x_0$ / variance", ylim=(0, 1.02))
+for ax, what in ((left, r"error of $\hat\varepsilon$"), (right, r"error of $\hat x_0$ / variance")):
+    ax.set(xlabel=r"numbers $\nu$ that may pass", ylabel=what, ylim=(0, 1.02))
 left.legend(fontsize=9)
 show(fig, """Error of the best linear denoiser that passes ν of 64 numbers. Left, for the noise:
 all curves begin on one straight line from 1 at ν = 0 towards 0 at ν = 64. At t = 800 they
 stay on it to the end, at 400 almost; at t = 200 and 100 they bend away, to 0.2 and 0.4; at t = 20
-already after thirteen numbers, to 0.73. Right, for x_0: at t = 800 a flat line near 1; at t = 400 the curve
-is flat, at 0.77, after about ten numbers; at t = 20 it goes on falling to about forty, nearly to 0.""")
+already after thirteen numbers, to 0.73. Right, for x_0: at t = 800 a flat line near 1; at t = 400
+the curve is flat, at 0.77, after about ten numbers; at t = 20 it goes on falling to about forty,
+nearly to 0.""")
 
 
 # %% [markdown]
@@ -1163,8 +1167,10 @@ for side in sides:
     counted.append((count_flops(attention_part, x), count_flops(layer, x)))
     claim("6.35", 8 * N * C**2 + 4 * N**2 * C, counted[-1][0], note=f"{side} × {side}")
 N = 5 * C // 2
-claim("6.36", 8 * N * C**2 + 4 * N**2 * C, count_flops(layer, torch.zeros(1, C, 1, N)), note="N = 640")
-fact("side of the map at which they are equal, C = 128 and 256", [(2.5 * c) ** 0.5 for c in (128, 256)])
+claim("6.36", 8 * N * C**2 + 4 * N**2 * C, count_flops(layer, torch.zeros(1, C, 1, N)),
+      note="N = 640")
+fact("side of the map at which they are equal, C = 128 and 256",
+     [(2.5 * c) ** 0.5 for c in (128, 256)])
 fact("cost over that of one 3 × 3 convolution, sides 4, 8, 16, 32", [a / b for a, b in counted])
 fact("the same, side 32 and C = 128", (8 * 128 + 4 * 1024) / (18 * 128))
 
@@ -1402,7 +1408,8 @@ def train(setting, change=None, steps=120):
         change(net)
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.0)
     for step in range(steps):
-        x_t, t, eps = draw(images[torch.randint(len(images), (48,), generator=generator)], generator)
+        chosen = torch.randint(len(images), (48,), generator=generator)
+        x_t, t, eps = draw(images[chosen], generator)
         optimiser.param_groups[0]["lr"] = 3e-3 * min(1.0, (step + 1) / 20)       # warm-up
         optimiser.zero_grad()
         (net(x_t, t) - eps).square().mean().backward()

@@ -1772,7 +1772,7 @@ claim("T.49", ((a.sort().values - b.sort().values) ** 2).mean() ** 0.5, wasserst
 points, c = torch.randn(4, 2, generator=g), torch.tensor([0.9, -0.4])
 count = 1_000_000                                                    # directions in the plane
 found = sliced_wasserstein(points, points + c, count, g) ** 2
-error = (c @ c) * (1 / 8 / count) ** 0.5                             # cos² of an angle: variance 1/8
+error = (c @ c) * (1 / 8 / count) ** 0.5                            # cos² of an angle: variance 1/8
 claim("T.50", (c @ c) / 2, found, standard_error=error)
 
 h, A, B, shift = 0.8, 1.0, 0.5, 1.2                                  # N(0, A) and N(shift, B)

@@ -150,7 +150,8 @@ fact("beta of the jump from 1 to 4, and its beta tilde", [1 - ratio, back.varian
 # accumulated over steps: $\bar\alpha_t$, and $\bar\varepsilon$ for several noises merged into one.
 # A *tilde* is conditioned on $x_0$: $\tilde\mu_t$, $\tilde\beta_t$. A *star* is the exact minimiser
 # that no network can beat: $\varepsilon^*$, $v^*$, and $\sigma_*^2$ for the best variance. (Two local
-# uses of the hat are of the same kind: an estimate $\hat V$, an approximation $\hat q$.)
+# uses of the hat are of the same kind: an estimate $\hat V$, an approximation $\hat q$. A third is the DDIM paper's: $\hat\sigma$, for the
+# deviation $\sqrt{\beta_{t\mid s}}$, in chapter 9.)
 
 # %%
 g = torch.Generator().manual_seed(0)

@@ -48,7 +48,7 @@ def posterior(x_t, x0, t, s, alpha_bar):
 
 
 def simple_loss(denoiser, x0, t, noise, alpha_bar):
-    """Exercise 5.8: the mean squared error of the guessed noise, one number, for x0 of shape (B, D).
+    """Exercise 5.8: the mean squared error of the guessed noise, one number, for x0 (B, D).
 
     Here t is an int64 tensor (B,), a step for each row; the network is called as denoiser(x_t, t).
     """
