@@ -332,7 +332,7 @@ fact("that noise in grey levels of the digits: 1000 steps, 50 steps",
 # %% [markdown]
 # ## 7.3 What we train, and on what
 #
-# The data are the book's digits: 1,442 images of $8\times8$ pixels to train on, 355 held out, 17 grey levels, scaled to $[-1,1]$. The network is chapter 6's U-Net in the size `digits`, small enough for a laptop and no toy in its parts: residual blocks, two resolutions, attention, a clock.
+# The data are the book's digits: 1,442 images of $8\times8$ pixels to train on, 355 held out, 17 grey levels, scaled to $[-1,1]$. The network is chapter 6's U-Net in the size `digits`, small enough for a laptop and no toy in its parts: residual blocks, three resolutions, attention, a clock.
 #
 # One word chooses how much work is done. `"laptop"` gives the numbers that this text speaks of, on any machine; with a GPU, or patience, change the word in the next cell to `"long"` and run the notebook again. Everything below then uses the better network, and the claims should still hold; if (7.13) on held-out images does not, the network has begun to memorise.
 
@@ -374,7 +374,7 @@ fact("images drawn in the whole training, in epochs",
 # $$
 #
 # Every weight moves by the full learning rate, however small its gradient, in a direction that rests on one batch. That is why training starts with a **warm-up**: the rate grows from 0 to $r$ over the first steps, here 100, while the averages settle. At every step $m_n$ and $\sqrt{u_n}$ scale alike, so a loss multiplied by a constant trains the same as long as no gradient is clipped, and a mistake such as `loss.backward(loss)`, which
-# multiplies every gradient by the loss, can live in a published notebook for years: Adam divides most of it out again.
+# multiplies every gradient by the loss, can live in a published notebook unnoticed: Adam divides most of it out again.
 #
 # The third precaution is **clipping the gradient**. If the norm of the gradient over all weights exceeds a limit $c$ (DDPM: 1), the gradient is shortened to it:
 #
@@ -633,7 +633,7 @@ check("7.3", quartile_losses)
 # %% [markdown]
 # ## 7.7 Averaged weights
 #
-# A gradient step follows one batch, so the weights tremble around where they would like to be, and they tremble more, the larger the learning rate. DDPM's remedy, and everybody's since, is to sample not with the weights $\theta_n$ but with a running average of them, an **exponential moving average** (EMA):
+# A gradient step follows one batch, so the weights tremble around where they would like to be, and they tremble more, the larger the learning rate. DDPM's remedy, and nearly everybody's since, is to sample not with the weights $\theta_n$ but with a running average of them, an **exponential moving average** (EMA):
 #
 # $$
 # \bar\theta_n \;=\; d\;\bar\theta_{n-1}+(1-d)\;\theta_n ,
