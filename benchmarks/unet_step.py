@@ -134,7 +134,9 @@ def check_equal(networks, arguments):
         # not the untrained network's zero, which would agree with anything
         last = network.conv_out
         last.weight.copy_(torch.linspace(-0.1, 0.1, last.weight.numel()).view_as(last.weight))
-        outputs.append(caller(name, network)(x, t))
+        # on a GPU, float32 convolutions round to TF32's 10 bits unless told not to
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            outputs.append(caller(name, network)(x, t))
         network.train()
     difference = float((outputs[0] - outputs[1]).abs().max() / outputs[1].std())
     if not difference < 1e-3:

@@ -57,6 +57,7 @@ class Recipe:
         shape: tuple[int, ...],
         generator: torch.Generator,
         *,
+        y: Tensor | None = None,
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> Tensor:
@@ -70,6 +71,7 @@ class Recipe:
                 spacing=self.spacing,
                 eta=self.eta,
                 generator=generator,
+                y=None if y is None else y[start : start + self.batch_size],
                 clip=CLIP if self.clip else None,
                 device=device,
                 progress=progress,
@@ -176,6 +178,12 @@ def diffusion_from(given: argparse.Namespace, model: Model) -> GaussianDiffusion
 def image_shape(model: Model, count: int) -> tuple[int, ...]:
     config = model.network.config
     return (count, config.in_channels, config.image_size, config.image_size)
+
+
+def class_by_class(model: Model, count: int) -> Tensor | None:
+    """Labels for `count` samples: each class in turn, 0, 1, …; None for a network without."""
+    classes = model.network.config.num_classes
+    return None if classes is None else torch.arange(count) % classes
 
 
 def generator_for(seed: int) -> torch.Generator:
