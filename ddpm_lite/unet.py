@@ -768,6 +768,9 @@ _MNIST = dataclasses.replace(
     _DIGITS, image_size=28, channel_multipliers=(1, 2, 2), attention_resolutions=(7,)
 )
 
+# 32×32 in grey: levels of 32×32, 16×16 and 8×8 pixels, wide enough to keep a GPU busy for minutes.
+_GLYPHS = dataclasses.replace(_MNIST, image_size=32, base_channels=64, attention_resolutions=(8,))
+
 # 32×32 in colour, for trying things: a twentieth of the original network.
 _CIFAR10_SMALL = dataclasses.replace(
     _DIGITS,
@@ -781,6 +784,7 @@ _CIFAR10_SMALL = dataclasses.replace(
 PRESETS: dict[str, UNetConfig] = {
     "digits": _DIGITS,
     "mnist": _MNIST,
+    "glyphs": _GLYPHS,
     "cifar10-small": _CIFAR10_SMALL,
     "ddpm-cifar10": _DDPM_CIFAR10,
 }
