@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from ddpm_lite import __main__, storage
-from ddpm_lite.commands import common, evaluate, sample, train
+from ddpm_lite.commands import common, evaluate, recipe, train
 from ddpm_lite.data import digits, load
 from ddpm_lite.interchange import from_diffusers
 from ddpm_lite.process import GaussianDiffusion
@@ -810,7 +810,8 @@ def test_the_sections_that_help_points_at_are_there(name, capsys):
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_examples_in_the_help_are_accepted(name):
     module = importlib.import_module(__main__.COMMANDS[name][0])
-    examples = re.findall(rf"(?m)^  .*-m ddpm_lite {name} (.*)$", module.DESCRIPTION)
+    description = re.sub(r"\\\n +", "", module.DESCRIPTION)  # examples that go on in another line
+    examples = re.findall(rf"(?m)^  .*-m ddpm_lite {name} (.*)$", description)
     assert examples
     for words in examples:
         module._parser("x").parse_args(shlex.split(words))
@@ -844,6 +845,6 @@ def test_a_mistake_of_ours_is_not_hidden(trained, tmp_path, monkeypatch):
     def wrong(*_, **__):
         raise ValueError("a mistake in the program")
 
-    monkeypatch.setattr(sample, "generate", wrong)
+    monkeypatch.setattr(recipe.Recipe, "draw", wrong)
     with pytest.raises(ValueError, match="a mistake in the program"):
         draw(trained, tmp_path / "s.png", "--n", 1)

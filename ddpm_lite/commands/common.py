@@ -10,10 +10,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from torch import Tensor
 import ddpm_lite
 from ddpm_lite.interchange import WEIGHTS_NAME, from_diffusers
 from ddpm_lite.storage import WEIGHTS, Model, Record, load_model, to_json, write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -172,8 +175,8 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="MODEL",
         help="a folder that `train` or `export` made (or any with model.safetensors in it, or of "
-        "diffusers), or the name of a model that comes with the book: digits. A folder of that "
-        "name is ./digits",
+        "diffusers), or the name of a model that comes with the book: digits, or "
+        "digits-conditional, which has classes. A folder of that name is ./digits",
     )
 
 
@@ -276,8 +279,36 @@ def write_json(path: Path, record: Record) -> None:
     write_atomically(path, to_json(record))
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [−1, 1], clamped, as uint8 on the CPU: −1 is 0 and 1 is 255."""
+    return ((images.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def grid_png(images: Tensor, columns: int | None = None) -> bytes:
-    """Images (N, C, H, W) in [−1, 1] side by side as a PNG, pixel for pixel.
+    """Images (N, C, H, W) in [−1, 1] side by side as a PNG, pixel for pixel; see `grid`."""
+    buffer = io.BytesIO()
+    grid(to_bytes(images), columns).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def grid_gif(
+    frames: Sequence[Tensor], columns: int | None, *, milliseconds: int, last: int
+) -> bytes:
+    """A film of grids, uint8 (N, C, H, W) each, as a GIF that begins again when it is over.
+
+    Grey levels are kept; of colours a GIF has 256 in a frame, and the nearest are taken.
+
+    milliseconds: of each frame, and `last` of the last one.
+    """
+    first, *rest = (grid(frame, columns) for frame in frames)
+    buffer = io.BytesIO()
+    duration = [milliseconds] * len(rest) + [last]
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+    return buffer.getvalue()
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image:
+    """Images uint8 (N, C, H, W) side by side.
 
     Small images are enlarged by a whole factor, without smoothing, to about 64 pixels a side.
     Light grey parts them.
@@ -290,8 +321,7 @@ def grid_png(images: Tensor, columns: int | None = None) -> bytes:
     columns = min(count, columns or math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
     factor = max(1, 64 // max(height, width))
-    levels = ((images.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    tiles = levels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    tiles = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     gap = max(2, factor // 2)
     tall, wide = height * factor + gap, width * factor + gap
     sheet = torch.full((channels, rows * tall + gap, columns * wide + gap), 200, dtype=torch.uint8)
@@ -299,9 +329,7 @@ def grid_png(images: Tensor, columns: int | None = None) -> bytes:
         top, left = gap + i // columns * tall, gap + i % columns * wide
         sheet[:, top : top + tile.shape[1], left : left + tile.shape[2]] = tile
     pixels = sheet[0].numpy() if channels == 1 else sheet.permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return Image.fromarray(pixels)
 
 
 def table(rows: dict[str, Any]) -> str:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddpm_lite.commands import common, sample
+from ddpm_lite.commands import common, recipe
 from ddpm_lite.commands.common import Refused
 from ddpm_lite.data import Dataset, load
 from ddpm_lite.hardware import choose_device
-from ddpm_lite.metrics import FEWEST_GENERATIONS, FeatureMap, Report, classifier, evaluate
+from ddpm_lite.metrics import (
+    FEWEST_GENERATIONS,
+    Estimate,
+    FeatureMap,
+    Report,
+    class_histogram,
+    classifier,
+    evaluate,
+    quantise,
+)
 from ddpm_lite.objective import bits_per_dim
 from ddpm_lite.process import GaussianDiffusion
 from ddpm_lite.runs import describe_data
@@ -37,6 +48,13 @@ Held out are every fifth digit, the test files of MNIST and CIFAR-10, and every 
 folder. The distance is Fréchet's, in the 24 features of a small classifier for the digits, for
 other images in their first 24 principal components: it cannot be compared with published FIDs,
 nor with that of other data.
+
+A model with classes is asked for those of the held-out images; for the digits, the report then says
+how often the classifier finds the class that was asked for. Guidance (chapter 8) buys that share
+with diversity, which shows in the distance and in the recall:
+
+  python -m ddpm_lite evaluate --model digits-conditional --guidance 1 --sampler ddim --steps 50 \\
+      --spacing trailing
 """
 
 COMPONENTS = 24  # as many as the classifier has features
@@ -78,8 +96,9 @@ def _parser(prog: str) -> common.Parser:
         "--bits",
         type=common.whole_number(2),
         metavar="N",
-        help="also the variational bound in bits per dimension, on N held-out images. It takes T "
-        "calls of the network for each",
+        help="also the variational bound in bits per dimension, on N held-out images, given their "
+        "classes if the model knows any. It takes T calls of the network for each, and neither the "
+        "sampler nor guidance plays a part",
     )
     parser.add_argument(
         "--seed",
@@ -91,7 +110,14 @@ def _parser(prog: str) -> common.Parser:
     parser.add_argument("--json", action="store_true", help="print JSON instead of words")
     parser.add_argument("--overwrite", action="store_true", help="replace --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    sample.add_recipe_options(parser)
+    recipe.add_recipe_options(parser)
+    recipe.add_guidance_options(parser).add_argument(
+        "--class",
+        dest="classes",
+        choices=("none",),
+        help="none: draw without classes. If not given, each sample has the class of one of the "
+        "held-out images compared with, so that the proportions are theirs",
+    )
     return parser
 
 
@@ -106,19 +132,21 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
     with common.refusing():
         device = choose_device(given.device)
         model, weights = common.open_model(given.model, device)
-        diffusion = sample.diffusion_from(given, model)
-        recipe = sample.recipe_from(given, diffusion)
-        recipe.check(diffusion)
+        diffusion = recipe.diffusion_from(given, model)
+        way = recipe.recipe_from(given, model, diffusion, labelled=_labelled(given, model))
         train, heldout = _data(given, model)
         chosen = _chosen(given, train, heldout)
-        features, feature_name = _features(train)
+        labels = _labels(given, model, heldout)
+        network, features = _features(train)
+    images, asked = heldout.images[chosen], None if labels is None else labels[chosen]
     start = time.perf_counter()
     generations = [
-        recipe.draw(
+        way.draw(
             model.network,
             diffusion,
-            tuple(chosen.shape),
-            sample.generator_for(given.seed + i),
+            tuple(images.shape),
+            recipe.generator_for(given.seed + i),
+            y=asked,
             device=device,
             progress=not given.quiet,
         )
@@ -127,28 +155,24 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
     report = evaluate(
         generations,
         train.images,
-        chosen,
+        images,
         levels=train.levels,
-        generator=sample.generator_for(given.seed + given.generations),
-        classifier=features,
-        classes=max(1, len(train.classes)) if feature_name == "classifier" else 1,
+        generator=recipe.generator_for(given.seed + given.generations),
+        classifier=network,
+        classes=max(1, len(train.classes)) if features == "classifier" else 1,
     )
     record: Record = {
         **common.origin(prog, arguments),
         "model": {"name": given.model, "sha256": common.sha256_of(weights)},
-        "data": {
-            "name": train.name,
-            "trained_on_these": _trained_on(model, train),
-            "train": len(train.images),
-            "held_out": len(heldout.images),
-            "compared": len(chosen),
-        },
-        "sampling": recipe.describe(diffusion) | {"seed": given.seed},
-        "features": feature_name,
-        "report": _without_classes(report) if feature_name != "classifier" else report.to_dict(),
+        "data": _describe_data(model, train, heldout, len(images)),
+        "sampling": way.describe(diffusion) | {"seed": given.seed} | _classes(model, asked),
+        "features": features,
+        "report": report.to_dict() if features == "classifier" else _without_classes(report),
     }
+    if asked is not None and features == "classifier":
+        record["accuracy"] = _accuracy(network, generations, images, asked, train.levels)
     if given.bits:
-        record["bits_per_dim"] = _bits(given, model, diffusion, heldout, recipe.clip, device)
+        record["bits_per_dim"] = _bits(given, model, diffusion, heldout, labels, device)
     record["seconds"] = round(time.perf_counter() - start, 1)
     record["device"] = str(device)
     if given.out:
@@ -167,7 +191,7 @@ def _data(given: argparse.Namespace, model: Model) -> tuple[Dataset, Dataset]:
         for name in ("size", "channels")
     }
     train, heldout = (load(spec, split, **options) for split in ("train", "heldout"))
-    wanted = sample.image_shape(model, 1)[1:]
+    wanted = recipe.image_shape(model, 1)[1:]
     if tuple(train.images.shape[1:]) != wanted:
         raise Refused(
             f"the model makes images {wanted}, and those of {spec} are "
@@ -177,7 +201,7 @@ def _data(given: argparse.Namespace, model: Model) -> tuple[Dataset, Dataset]:
 
 
 def _chosen(given: argparse.Namespace, train: Dataset, heldout: Dataset) -> Tensor:
-    """The held-out images to compare with, evenly spaced."""
+    """The numbers of the held-out images to compare with, evenly spaced."""
     there = len(heldout.images)
     count = given.n or min(there, MOST_HELD_OUT)
     if count > there:
@@ -188,7 +212,17 @@ def _chosen(given: argparse.Namespace, train: Dataset, heldout: Dataset) -> Tens
             f"many to train on; of {train.name} {there} are held out and {len(train.images)} are "
             "for training."
         )
-    return heldout.images[torch.arange(count) * there // count]
+    return torch.arange(count) * there // count
+
+
+def _describe_data(model: Model, train: Dataset, heldout: Dataset, compared: int) -> Record:
+    return {
+        "name": train.name,
+        "trained_on_these": _trained_on(model, train),
+        "train": len(train.images),
+        "held_out": len(heldout.images),
+        "compared": compared,
+    }
 
 
 def _trained_on(model: Model, train: Dataset) -> bool | None:
@@ -202,28 +236,89 @@ def _bits(
     model: Model,
     diffusion: GaussianDiffusion,
     heldout: Dataset,
-    clip: bool,
+    labels: Tensor | None,
     device: torch.device,
 ) -> Record:
-    """Mean and standard error over images."""
+    """Mean and standard error over images. With labels it is the bound on log p(x | class)."""
     count = min(given.bits, len(heldout.images))
-    images = heldout.images[torch.arange(count) * len(heldout.images) // count]
+    chosen = torch.arange(count) * len(heldout.images) // count
     bits = bits_per_dim(
         model.network,
         diffusion,
-        images.to(device),
+        heldout.images[chosen].to(device),
         levels=heldout.levels,
-        generator=sample.generator_for(given.seed),
-        clip=sample.CLIP if clip else None,
+        generator=recipe.generator_for(given.seed),
+        y=None if labels is None else labels[chosen].to(device),
+        clip=None if given.no_clip else recipe.CLIP,
         batch_size=given.batch_size,
         progress=not given.quiet,
     )
     return {
         "images": count,
         "levels": heldout.levels,
+        "given_classes": labels is not None,
         "mean": bits.mean().item(),
         "standard_error": (bits.std() / math.sqrt(count)).item(),
     }
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+def _labelled(given: argparse.Namespace, model: Model) -> bool:
+    """Whether the samples are drawn with a class each."""
+    if model.network.config.num_classes is None:
+        if given.classes is not None:
+            raise Refused("--class none is for a model with classes, and this one knows none.")
+        return False
+    if given.classes is not None:
+        recipe.refuse_unlearned_null(model, "--class none")
+    return given.classes is None
+
+
+def _labels(given: argparse.Namespace, model: Model, heldout: Dataset) -> Tensor | None:
+    """The held-out images' classes, if samples are drawn with a class each."""
+    if not _labelled(given, model):
+        return None
+    if heldout.labels is None:
+        raise Refused(
+            f"samples are drawn in the classes of the held-out images, and {heldout.name} has "
+            "none: --class none draws without."
+        )
+    names, known = recipe.class_names(model), "classes" in model.about
+    if len(names) != len(heldout.classes) or (known and names != heldout.classes):
+        raise Refused(
+            f"the model's {len(names)} classes ({_few(names)}) are not the {len(heldout.classes)} "
+            f"of {heldout.name} ({_few(heldout.classes)})."
+        )
+    return heldout.labels
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
+
+
+def _classes(model: Model, asked: Tensor | None) -> Record:
+    """How many of each class a generation holds, for a model that has classes."""
+    names = recipe.class_names(model)
+    if not names:
+        return {}
+    if asked is None:
+        return {"classes": None}
+    counts = class_histogram(asked, len(names)).tolist()
+    return {"classes": dict(zip(names, counts, strict=True))}
+
+
+def _accuracy(
+    network: FeatureMap, generations: Sequence[Tensor], real: Tensor, asked: Tensor, levels: int
+) -> Record:
+    """How often the classifier sees the class that was asked for; and that of a real image."""
+    shares = [_share(network.predict(quantise(images, levels)), asked) for images in generations]
+    return asdict(Estimate.of(shares)) | {"real": _share(network.predict(real), asked)}
+
+
+def _share(found: Tensor, asked: Tensor) -> float:
+    return (found == asked).double().mean().item()
 
 
 # ---- features -----------------------------------------------------------------------------------
@@ -278,11 +373,18 @@ def _in_words(record: Record, report: Report, given: argparse.Namespace) -> str:
                 ("classes, generated", "classes, held out "), shares, strict=True
             )
         ]
+    if "accuracy" in record:
+        right = record["accuracy"]
+        lines.append(
+            f"asked class       {right['mean']:.3f} [{right['low']:.3f}, {right['high']:.3f}]  "
+            f"(the classifier finds it; in real images {right['real']:.3f})"
+        )
     if "bits_per_dim" in record:
         bits = record["bits_per_dim"]
         lines.append(
             f"bits/dim          at most {bits['mean']:.3f} ± {bits['standard_error']:.3f} "
-            f"({bits['images']} held-out images, {bits['levels']} levels)"
+            f"({bits['images']} held-out images, {bits['levels']} levels"
+            f"{', given their classes' * bits['given_classes']})"
         )
     if record["data"]["trained_on_these"] is False:
         lines.append(

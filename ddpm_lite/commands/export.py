@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddpm_lite.commands import common
 from ddpm_lite.commands.common import Refused
-from ddpm_lite.commands.sample import CLIP
+from ddpm_lite.commands.recipe import CLIP
 from ddpm_lite.interchange import to_diffusers
 
 DESCRIPTION = """\

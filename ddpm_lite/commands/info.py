@@ -147,6 +147,8 @@ def _network_in_words(record: Record) -> str:
     words = f"U-Net, {record['parameters']:,} parameters, {shape} with {network['in_channels']} "
     words += f"channel{'s' * (network['in_channels'] != 1)}, widths {network['base_channels']} × "
     words += f"{tuple(network['channel_multipliers'])}"
+    if network.get("num_classes"):
+        words += f", {network['num_classes']} classes"
     return words + (f"; the preset {record['preset']}" if record["preset"] else "")
 
 
@@ -164,6 +166,8 @@ def _about_in_words(about: Record) -> dict[str, str]:
     if "data" in about:
         levels = f", {about['levels']} levels" if about.get("levels") else ""
         rows["data"] = f"{about['data']}{levels}"
+    if "classes" in about:
+        rows["classes"] = ", ".join(about["classes"])
     training = about.get("training")
     if training:
         settings = training.get("settings", {})
@@ -172,6 +176,8 @@ def _about_in_words(about: Record) -> dict[str, str]:
             f"{settings.get('learning_rate'):g}, seed {settings.get('seed')}, "
             f"{training.get('precision')} on {training.get('device')}"
         )
+        if settings.get("label_dropout"):
+            rows["training"] += f", {settings['label_dropout']:.0%} of the labels withheld"
         if training.get("last_record"):
             rows["loss"] = f"{training['last_record']['loss']:.4f} (last record)"
     return rows

@@ -12,7 +12,7 @@ import torch
 
 from ddpm_lite.commands import common
 from ddpm_lite.commands.common import Refused, say
-from ddpm_lite.commands.sample import Recipe, class_by_class, image_shape
+from ddpm_lite.commands.recipe import columns_for, every_class, image_shape, in_turn, whole_chain
 from ddpm_lite.data import Dataset, load
 from ddpm_lite.hardware import PRECISIONS, process_group
 from ddpm_lite.objective import STEP_SAMPLING
@@ -383,14 +383,14 @@ def _finish(given: argparse.Namespace, trainer: Trainer, prog: str, arguments: l
         "loss": f"{given.out / 'metrics.jsonl'}",
     }
     if count:
-        recipe = Recipe(trainer.diffusion.T, None, 1.0, clip=True, batch_size=256)
+        recipe = whole_chain(trainer.diffusion)
         model = Model(trainer.ema, trainer.diffusion, trainer.about)
         samples = recipe.draw(
             trainer.ema,
             trainer.diffusion,
             image_shape(model, count),
             torch.Generator().manual_seed(trainer.config.seed),
-            y=class_by_class(model, count),
+            y=in_turn(every_class(model), count),
             progress=not given.quiet,
         )
         record: Record = {
@@ -400,7 +400,8 @@ def _finish(given: argparse.Namespace, trainer: Trainer, prog: str, arguments: l
             | {"n": count, "seed": trainer.config.seed},
             "files": {"picture": "samples.png"},
         }
-        write_atomically(given.out / "samples.png", common.grid_png(samples))
+        picture = common.grid_png(samples, columns_for(every_class(model), count))
+        write_atomically(given.out / "samples.png", picture)
         common.write_json(given.out / "samples.json", record)
         lines["samples"] = str(given.out / "samples.png")
     if not given.quiet:
