@@ -113,8 +113,9 @@ def glyphs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     The 36 classes are `GLYPHS`, 0 to 9 and A to Z; the 21 styles are `GLYPH_STYLES`. Image i shows
     character i mod 36 in style ⌊i/36⌋ mod 21, so that any 756 images in a row have each pair once.
     Size, width, slant, turn, stroke and place of each are drawn uniformly from `GLYPH_RANGES`; what
-    would not fit between the margins is shrunk until it does. Antialiased: a pixel's level is the
-    share of it that the glyph covers.
+    would not fit between the margins is shrunk until it does. A pixel's level is the share of it
+    that is covered; that of filling and pen together, as if the two overlapped by chance:
+    1 − (1 − filling)(1 − pen).
 
     The first images do not depend on n. A seed gives the same images again on the same
     installation; another version of matplotlib or of its fonts may change some grey levels.
@@ -190,7 +191,7 @@ def _placed(outlines: list[_Outline], how: np.ndarray) -> tuple[np.ndarray, np.n
     linear = linear.transpose(2, 0, 1)
     corners = np.empty((len(how), 2, 2))  # (lowest, highest) of each
     for i, outline in enumerate(outlines):
-        points = linear[i] @ outline.points
+        points = linear[i] @ outline.hull
         corners[i] = points.min(1), points.max(1)
     extent = corners[:, 1] - corners[:, 0]
     room = GLYPH_SIZE - 2 * GLYPH_MARGIN - stroke
@@ -210,12 +211,12 @@ class _Outline:
     """One character in one style.
 
     path: closed curves, to be filled.
-    points: (2, P), which the curves run through or bend towards; no curve leaves their hull.
+    hull: (2, P), the corners of its convex hull: what of it can be outermost once it is slanted.
     cap_height: of the style's letter H, in the same unit.
     """
 
     path: Curves
-    points: np.ndarray
+    hull: np.ndarray
     cap_height: float
 
 
@@ -224,6 +225,7 @@ def _outline(character: str, style: str) -> _Outline:
     import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
+    from scipy.spatial import ConvexHull
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{style}.ttf"
     if not file.is_file():
@@ -232,9 +234,11 @@ def _outline(character: str, style: str) -> _Outline:
             "install matplotlib with pip or conda."
         )
     path = TextPath((0, 0), character, size=1, prop=FontProperties(fname=file))
-    points = path.vertices[path.codes != path.CLOSEPOLY].T  # where it closes, the place is idle
-    cap_height = np.ptp(points[1]) if character == "H" else _outline("H", style).cap_height
-    return _Outline(path, points, float(cap_height))
+    along = np.linspace(0, 1, 33)  # finer than a two-hundredth of a pixel, once drawn
+    points = np.concatenate([curve(along) for curve, _ in path.iter_bezier()])
+    hull = points[ConvexHull(points).vertices].T
+    cap_height = np.ptp(hull[1]) if character == "H" else _outline("H", style).cap_height
+    return _Outline(path, hull, float(cap_height))
 
 
 # ---- images from disk ---------------------------------------------------------------------------

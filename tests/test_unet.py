@@ -169,7 +169,10 @@ def test_the_original_network_spends_its_parameters_as_published():
     assert time + down + middle + up + 2 * 128 + conv(128, 3) == 35_746_307
 
 
-@pytest.mark.parametrize(("name", "most"), [("digits", 450_000), ("cifar10-small", 1_600_000)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("digits", 450_000), ("cifar10-small", 1_600_000), ("glyphs", 4_500_000)],
+)
 def test_the_small_presets_are_small(name, most):
     assert 0.8 * most < count_parameters(UNet(PRESETS[name], seeded())) <= most
 
