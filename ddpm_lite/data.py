@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from ddpm_lite.oracle import GaussianMixture
 
 if TYPE_CHECKING:
+    from matplotlib.bezier import BezierSegment
     from matplotlib.path import Path as Curves
     from PIL.Image import Image
 
@@ -235,7 +236,9 @@ def _outline(character: str, style: str) -> _Outline:
         )
     path = TextPath((0, 0), character, size=1, prop=FontProperties(fname=file))
     along = np.linspace(0, 1, 33)  # finer than a two-hundredth of a pixel, once drawn
-    points = np.concatenate([curve(along) for curve, _ in path.iter_bezier()])
+    # pairs, whatever the type that matplotlib declares
+    curves = cast("Iterator[tuple[BezierSegment, int]]", path.iter_bezier())
+    points = np.concatenate([curve(along) for curve, _ in curves])
     hull = points[ConvexHull(points).vertices].T
     cap_height = np.ptp(hull[1]) if character == "H" else _outline("H", style).cap_height
     return _Outline(path, hull, float(cap_height))
