@@ -269,7 +269,7 @@ def check_data(data: Tensor, dimension: int, name: str = "data") -> Tensor:
         ValueError: on another shape, no rows, a NaN or an infinity.
     """
     if not isinstance(data, Tensor) or not data.is_floating_point():
-        what = f"of {data.dtype}" if isinstance(data, Tensor) else type(data).__name__
+        what = str(data.dtype) if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(f"{name} must be a tensor of floats, got {what}.")
     if data.ndim != 2 or data.shape[1] != dimension:
         raise ValueError(f"{name} must have shape (N, {dimension}), got {tuple(data.shape)}.")
