@@ -312,9 +312,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
 
 
 def shipped(name: str) -> Model:
-    """A model that comes with the book; "digits" is trained on 8×8 digits, without labels.
+    """A model that comes with the book, trained on its 8×8 digits.
 
-    How it was made is in `about`.
+    "digits" knows no labels. "digits-conditional" was trained with them, a tenth withheld, so that
+    `guided` can steer it. How each was made is in its `about`.
 
     Raises:
         ValueError: if no model of that name ships with the book.
