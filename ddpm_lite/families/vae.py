@@ -45,7 +45,7 @@ class VAE(Family):
     name = "VAE"
     passes = "one pass"
     likelihood = "bound"
-    default_learning_rate = 3e-3
+    default_learning_rate = 1e-2
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class VAE(Family):
         self.dimension = check_count("dimension", dimension)
         self.latent = check_count("latent", latent)
         layers = [check_count("width", width)] * hidden
-        self.encoder = mlp([dimension, *layers, 2 * latent], generator)
-        self.decoder = mlp([latent, *layers, dimension], generator)
+        self.encoder = mlp([dimension, *layers, 2 * latent], generator, nn.Tanh)
+        self.decoder = mlp([latent, *layers, dimension], generator, nn.Tanh)
         begin = torch.tensor(math.log(variance), dtype=torch.float32, device=generator.device)
         self.log_variance = nn.ParameterList([begin])
 

@@ -53,7 +53,7 @@ class VQVAE(Family):
     name = "VQ-VAE"
     passes = "P + 1 passes"
     likelihood = "bound"
-    default_learning_rate = 3e-3
+    default_learning_rate = 5e-3
 
     def __init__(
         self,
