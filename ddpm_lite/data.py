@@ -115,14 +115,14 @@ def glyphs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     character i mod 36 in style ⌊i/36⌋ mod 21, so that any 756 images in a row have each pair once.
     Size, width, slant, turn, stroke and place of each are drawn uniformly from `GLYPH_RANGES`; what
     would not fit between the margins is shrunk until it does. A pixel's level is the share of it
-    that is covered; that of filling and pen together, as if the two overlapped by chance:
+    that is covered, where the filling and the pen count as if they overlapped by chance:
     1 − (1 − filling)(1 − pen).
 
     The first images do not depend on n. A seed gives the same images again on the same
-    installation; another version of matplotlib or of its fonts may change some grey levels.
+    installation; another version of matplotlib may change some grey levels.
 
     Args:
-        n: at least 1; 20,000 take about ten seconds.
+        n: at least 1; 20,000 take about seven seconds on one core.
         generator: seven uniform numbers are drawn from it for each image.
 
     Returns:
@@ -132,7 +132,8 @@ def glyphs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         ships them, and filled by its renderer, Agg.
     Raises:
         ValueError: if n < 1.
-        FileNotFoundError: if this installation of matplotlib came without one of the fonts.
+        FileNotFoundError: if this installation of matplotlib came without one of the fonts; before
+            3.11 there was no cmti10.
     """
     _check_count("glyphs", n)
     labels, styles, how = _glyph_plan(n, generator)
@@ -232,7 +233,7 @@ def _outline(character: str, style: str) -> _Outline:
     if not file.is_file():
         raise FileNotFoundError(
             f"glyphs are drawn from the fonts that matplotlib ships, and {file} is not there: "
-            "install matplotlib with pip or conda."
+            "install matplotlib 3.11 or newer with pip or conda."
         )
     path = TextPath((0, 0), character, size=1, prop=FontProperties(fname=file))
     along = np.linspace(0, 1, 33)  # finer than a two-hundredth of a pixel, once drawn
