@@ -49,9 +49,9 @@ folder. The distance is Fréchet's, in the 24 features of a small classifier for
 other images in their first 24 principal components: it cannot be compared with published FIDs,
 nor with that of other data.
 
-A model with classes is asked for those of the held-out images; for the digits, the report then says
-how often the classifier finds the class that was asked for. Guidance (chapter 8) buys that share
-with diversity, which shows in the distance and in the recall:
+A model with classes is asked for those of training images drawn at random, as the floor's are; for
+the digits, the report says how often the classifier finds the class that was asked for. Guidance
+(chapter 8) pays for that share with diversity: look at the distance and the recall, too.
 
   python -m ddpm_lite evaluate --model digits-conditional --guidance 1 --sampler ddim --steps 50 \\
       --spacing trailing
@@ -115,8 +115,8 @@ def _parser(prog: str) -> common.Parser:
         "--class",
         dest="classes",
         choices=("none",),
-        help="none: draw without classes. If not given, each sample has the class of one of the "
-        "held-out images compared with, so that the proportions are theirs",
+        help="none: draw without classes. If not given, each generation has the classes of as many "
+        "training images, drawn at random like the subsets of them that make the floor",
     )
     return parser
 
@@ -136,21 +136,23 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
         way = recipe.recipe_from(given, model, diffusion, labelled=_labelled(given, model))
         train, heldout = _data(given, model)
         chosen = _chosen(given, train, heldout)
-        labels = _labels(given, model, heldout)
+        labelled = _check_classes(given, model, train, heldout)
         network, features = _features(train)
-    images, asked = heldout.images[chosen], None if labels is None else labels[chosen]
+    images = heldout.images[chosen]
+    generators = [recipe.generator_for(given.seed + i) for i in range(given.generations)]
+    asked = [_classes_like(train, len(images), g) for g in generators] if labelled else []
     start = time.perf_counter()
     generations = [
         way.draw(
             model.network,
             diffusion,
             tuple(images.shape),
-            recipe.generator_for(given.seed + i),
-            y=asked,
+            generator,
+            y=asked[i] if labelled else None,
             device=device,
             progress=not given.quiet,
         )
-        for i in range(given.generations)
+        for i, generator in enumerate(generators)
     ]
     report = evaluate(
         generations,
@@ -169,10 +171,11 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
         "features": features,
         "report": report.to_dict() if features == "classifier" else _without_classes(report),
     }
-    if asked is not None and features == "classifier":
-        record["accuracy"] = _accuracy(network, generations, images, asked, train.levels)
+    if labelled and features == "classifier":
+        sets = [quantise(each, train.levels) for each in generations]
+        record["accuracy"] = _accuracy(network, sets, asked, heldout, chosen)
     if given.bits:
-        record["bits_per_dim"] = _bits(given, model, diffusion, heldout, labels, device)
+        record["bits_per_dim"] = _bits(given, model, diffusion, heldout, labelled, device)
     record["seconds"] = round(time.perf_counter() - start, 1)
     record["device"] = str(device)
     if given.out:
@@ -236,7 +239,7 @@ def _bits(
     model: Model,
     diffusion: GaussianDiffusion,
     heldout: Dataset,
-    labels: Tensor | None,
+    labelled: bool,
     device: torch.device,
 ) -> Record:
     """Mean and standard error over images. With labels it is the bound on log p(x | class)."""
@@ -248,7 +251,7 @@ def _bits(
         heldout.images[chosen].to(device),
         levels=heldout.levels,
         generator=recipe.generator_for(given.seed),
-        y=None if labels is None else labels[chosen].to(device),
+        y=heldout.labels[chosen].to(device) if labelled and heldout.labels is not None else None,
         clip=None if given.no_clip else recipe.CLIP,
         batch_size=given.batch_size,
         progress=not given.quiet,
@@ -256,7 +259,7 @@ def _bits(
     return {
         "images": count,
         "levels": heldout.levels,
-        "given_classes": labels is not None,
+        "given_classes": labelled,
         "mean": bits.mean().item(),
         "standard_error": (bits.std() / math.sqrt(count)).item(),
     }
@@ -276,45 +279,64 @@ def _labelled(given: argparse.Namespace, model: Model) -> bool:
     return given.classes is None
 
 
-def _labels(given: argparse.Namespace, model: Model, heldout: Dataset) -> Tensor | None:
-    """The held-out images' classes, if samples are drawn with a class each."""
+def _check_classes(
+    given: argparse.Namespace, model: Model, train: Dataset, heldout: Dataset
+) -> bool:
+    """As `_labelled`; refuses images without classes, or with others than the model's."""
     if not _labelled(given, model):
-        return None
-    if heldout.labels is None:
+        return False
+    if train.labels is None or heldout.labels is None:
         raise Refused(
-            f"samples are drawn in the classes of the held-out images, and {heldout.name} has "
-            "none: --class none draws without."
+            f"samples are drawn in the images' classes, and {train.name} has none: --class none "
+            "draws without."
         )
     names, known = recipe.class_names(model), "classes" in model.about
-    if len(names) != len(heldout.classes) or (known and names != heldout.classes):
+    if len(names) != len(train.classes) or (known and names != train.classes):
         raise Refused(
-            f"the model's {len(names)} classes ({_few(names)}) are not the {len(heldout.classes)} "
-            f"of {heldout.name} ({_few(heldout.classes)})."
+            f"the model's {len(names)} classes ({_few(names)}) are not the {len(train.classes)} "
+            f"of {train.name} ({_few(train.classes)})."
         )
-    return heldout.labels
+    return True
+
+
+def _classes_like(train: Dataset, count: int, generator: torch.Generator) -> Tensor:
+    """The labels of `count` training images at random, int64 (count,).
+
+    So the subsets are made whose distance is the floor. With the held-out images' own labels
+    samples would lie nearer to these than real images do: their classes could not be off by chance.
+    """
+    assert train.labels is not None
+    return train.labels[torch.randperm(len(train.labels), generator=generator)[:count]]
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
-def _classes(model: Model, asked: Tensor | None) -> Record:
-    """How many of each class a generation holds, for a model that has classes."""
+def _classes(model: Model, asked: Sequence[Tensor]) -> Record:
+    """How many of each class the generations hold together, for a model that has classes."""
     names = recipe.class_names(model)
     if not names:
         return {}
-    if asked is None:
+    if not asked:
         return {"classes": None}
-    counts = class_histogram(asked, len(names)).tolist()
+    counts = class_histogram(torch.cat(list(asked)), len(names)).tolist()
     return {"classes": dict(zip(names, counts, strict=True))}
 
 
 def _accuracy(
-    network: FeatureMap, generations: Sequence[Tensor], real: Tensor, asked: Tensor, levels: int
+    network: FeatureMap,
+    sets: Sequence[Tensor],
+    asked: Sequence[Tensor],
+    heldout: Dataset,
+    chosen: Tensor,
 ) -> Record:
-    """How often the classifier sees the class that was asked for; and that of a real image."""
-    shares = [_share(network.predict(quantise(images, levels)), asked) for images in generations]
-    return asdict(Estimate.of(shares)) | {"real": _share(network.predict(real), asked)}
+    """How often the classifier sees the class that was asked for, and a held-out image's own."""
+    assert heldout.labels is not None
+    pairs = zip(sets, asked, strict=True)
+    shares = [_share(network.predict(images), labels) for images, labels in pairs]
+    real = _share(network.predict(heldout.images[chosen]), heldout.labels[chosen])
+    return asdict(Estimate.of(shares)) | {"real": real}
 
 
 def _share(found: Tensor, asked: Tensor) -> float:
