@@ -24,9 +24,10 @@ def model():
     """One latent coordinate, untrained, with a decoder that bends: nothing is Gaussian here."""
     vae = VAE(2, width=8, latent=1, variance=0.2, generator=seeded(3)).double()
     with torch.no_grad():
-        for layer in (vae.encoder, vae.decoder):
-            layer[0].weight.mul_(4)
-            layer[-1].weight.mul_(3)
+        for network in (vae.encoder, vae.decoder):
+            network[0].weight.mul_(4)
+            network[-1].weight.mul_(3)
+        vae.encoder[-1].bias.copy_(torch.tensor([0.8, -1.2]))  # a divergence that can be seen
     return vae
 
 
@@ -86,7 +87,9 @@ def test_the_two_forms_of_the_bound_agree(model):
         mean, log_variance = model.encode(X)
         fit = log_normal(X, model.decoder(GRID), model.log_variance[0])
         first = (log_normal(GRID, mean, log_variance).exp() * fit).sum(0) * STEP
-    assert (first - kl_to_standard(mean, log_variance) - elbo).abs().max() < 1e-10
+    divergence = kl_to_standard(mean, log_variance)
+    assert (first - divergence - elbo).abs().max() < 1e-10
+    assert divergence.min() > 0.2
 
 
 def test_the_estimate_of_the_bound_is_unbiased(model):
