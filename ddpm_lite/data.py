@@ -167,7 +167,7 @@ def _draw_glyphs(labels: Tensor, styles: Tensor, how: Tensor) -> Tensor:
     renderer = RendererAgg(GLYPH_SIZE, GLYPH_SIZE, 72)  # at 72 dots per inch a point is a pixel
     pen = renderer.new_gc()
     pen.set_foreground("white")
-    pen.set_joinstyle("round")  # a mitred corner would reach out of the margins
+    pen.set_joinstyle("round")  # so that no corner reaches further out than half the pen
     pen.set_snap(False)  # or upright and level edges would jump to whole pixels
     outlines = [
         _outline(GLYPHS[label], GLYPH_STYLES[style])

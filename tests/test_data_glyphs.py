@@ -154,6 +154,14 @@ def test_what_does_not_fit_is_shrunk_to_the_margins_and_stays_in_the_middle():
     assert torch.equal(pushed, image)
 
 
+@pytest.mark.parametrize("turn", [-6, 0, 6])
+def test_the_widest_pen_stays_within_the_margins(turn):
+    most = {"height": 23, "width": 1.1, "stroke": 1, "turn": turn}
+    for right, up in ((-3, -3), (3, 3)):
+        images = drawn("AMNVWZ4", GLYPH_STYLES, **most, right=right, up=up)
+        assert images[:, [0, -1]].max() == images[:, :, [0, -1]].max() == 0
+
+
 # ---- the sequence -------------------------------------------------------------------------------
 
 
