@@ -1,7 +1,8 @@
 """Every exercise of the book: its data, and the stub, the statement and the check in its chapter.
 
-The chapters run once, as scripts; then each stub is filled, in its chapter's own namespace, with
-the reference and with every wrong answer, and the chapter's own call of ``check`` is made.
+The chapters run once, as scripts, and print what their notebooks store; then each stub is filled,
+in its chapter's own namespace, with the reference and with every wrong answer, and the chapter's
+own call of ``check`` is made.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddpm_lite.book import manifest, plain
 from ddpm_lite.exercises import all_exercises, observe, store
 from ddpm_lite.exercises import exercise as register_module
 from ddpm_lite.exercises.compare import distance
@@ -35,6 +37,7 @@ from ddpm_lite.exercises.engine import draw, judge, known_answers, source_of
 from ddpm_lite.exercises.exercise import Exercise
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+BOOK = manifest.load(CHAPTERS.parent)
 EXERCISES = all_exercises()
 SEEDS = range(20)
 APART = 20  # how many tolerances lie between any two of the reference and the wrong answers
@@ -260,10 +263,11 @@ class Call:
 
 
 class Chapter:
-    """A chapter's source, and the namespace that it leaves when it has run."""
+    """A chapter's source, what it prints when it runs, and the namespace that it leaves."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.printed = ""  # until the namespace has been asked for
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text)
         self.calls = [call for call in map(self._call, ast.walk(self.tree)) if call is not None]
@@ -295,19 +299,21 @@ class Chapter:
         """What the chapter leaves behind when it runs as a script: silent, figures off screen."""
         names: dict[str, Any] = {"__name__": "__main__", "__file__": str(self.path)}
         dtype = torch.get_default_dtype()
+        printed = io.StringIO()
         with (
             tempfile.TemporaryDirectory() as home,
             mock.patch.dict(os.environ, DDPM_LITE_HOME=home),
             mock.patch.object(plt, "show", lambda: plt.close("all")),
             contextlib.chdir(self.path.parent),
             warnings.catch_warnings(action="ignore"),  # nbval compares what a chapter warns of
-            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stdout(printed),
             plt.rc_context(),
         ):
             try:
                 exec(compile(self.tree, str(self.path), "exec"), names)
             finally:
                 torch.set_default_dtype(dtype)  # some chapters compute in float64 throughout
+        self.printed = printed.getvalue()
         return names
 
     def reply(self, call: Call, names: dict[str, Any]) -> str:
@@ -419,7 +425,7 @@ def _put(exercise: Exercise, call: Call, answer: Any, chapter: Chapter) -> dict[
     return {name: answer() if exercise.kind == "number" and callable(answer) else answer}
 
 
-# ---- every exercise in its chapter ---------------------------------------------------------------
+# ---- every chapter, and every exercise in it -----------------------------------------------------
 
 
 @functools.cache
@@ -434,6 +440,13 @@ def chapter_of(id: str) -> Chapter:
 def chapters() -> tuple[Chapter, ...]:
     paths = sorted(CHAPTERS.glob("*.py"))
     return tuple(Chapter(path) for path in paths if path.stem not in ("conftest", "my_ddpm"))
+
+
+@pytest.mark.parametrize("chapter", BOOK.chapters, ids=lambda chapter: chapter.file)
+def test_the_script_prints_what_the_notebook_stores(chapter):
+    (ran,) = [other for other in chapters() if other.path == chapter.source]
+    assert ran.namespace
+    assert plain.differences(ran.printed, chapter.notebook) == []
 
 
 def test_every_check_has_an_exercise_and_every_exercise_its_check():

@@ -22,8 +22,12 @@ TIMEOUT = 600  # seconds
 
 def problems(source: Path, notebook: Path) -> list[str]:
     """How the script's text differs from the stored text; empty if it does not."""
+    return differences(run(source), notebook)
+
+
+def differences(printed: str, notebook: Path) -> list[str]:
+    """How what a script printed differs from the stored text; empty if it does not."""
     pieces, faults = stored_text(pairs.read_notebook(notebook))
-    printed = run(source)
     if not faults and not _fits(printed, pieces):
         wanted = f"{ANYTHING}\n".join(pieces).splitlines()
         difference = unified_diff(
