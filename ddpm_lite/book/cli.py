@@ -37,7 +37,16 @@ def press(given: argparse.Namespace) -> int:
 
 def check(given: argparse.Namespace) -> int:
     """Check what needs no running: pairs, equations, claims, references, links, generated pages."""
-    from ddpm_lite.book import contents, equations, index, links, pairs
+    from ddpm_lite.book import (
+        contents,
+        equations,
+        glossary,
+        index,
+        links,
+        pairs,
+        pitfalls,
+        references,
+    )
 
     book = load()
     book.check_files()
@@ -48,6 +57,9 @@ def check(given: argparse.Namespace) -> int:
     reports["equations"] = equations.problems(readings)
     reports["index"] = index.problems(readings, index.implementations(book))
     reports["links"] = links.problems(book)
+    reports["glossary"] = glossary.problems(book)
+    reports["pitfalls"] = pitfalls.problems(book)
+    reports["references"] = references.problems(book)
     reports["generated pages"] = contents.problems(book)
     for what, found in reports.items():
         print(f"{'✗' if found else '✓'} {what}" + "".join(f"\n    {line}" for line in found))
@@ -84,7 +96,7 @@ def equations(given: argparse.Namespace) -> int:
 
 
 def contents(given: argparse.Namespace) -> int:
-    """Renew the tables in README.md and START.md, and the index of equations."""
+    """Renew the tables in README.md and START.md, and the pages that follow from the chapters."""
     from ddpm_lite.book import contents
 
     changed = [path.name for path in contents.write(load())]

@@ -9,7 +9,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ddpm_lite.book import BookError, equations, index, pairs
+from ddpm_lite.book import (
+    BookError,
+    equations,
+    glossary,
+    index,
+    pairs,
+    pitfalls,
+    references,
+    sections,
+)
 from ddpm_lite.book.files import write_whole
 from ddpm_lite.book.manifest import Book, Chapter, ReadingPath
 
@@ -22,6 +31,10 @@ def pages(book: Book) -> dict[Path, bytes]:
     }
     readings = equations.read_book(book)
     made[book.generated] = index.page(book, readings, index.implementations(book)).encode()
+    if boxes := pitfalls.read_book(book):
+        made[book.pitfalls] = pitfalls.page(boxes).encode()
+    if works := references.cited(book):
+        made[book.references] = references.page(book, works).encode()
     if book.cover:
         made[book.cover_picture] = first_picture(book.chapter(book.cover))
     return made
@@ -92,12 +105,24 @@ def _contents(book: Book, folder: str) -> str:
             *(_row(book, c, folder) for c in book.chapters if c.part == part.title),
             "",
         ]
-    return "\n".join(
-        [
-            *lines,
-            f"[Index of equations]({folder}equations.md): what checks each, which function it is.",
-        ]
-    )
+    return "\n".join([*lines, *_back(book, folder)])
+
+
+def _back(book: Book, folder: str) -> list[str]:
+    """The pages after the chapters, those that there are."""
+    terms, boxes, works = glossary.read(book), pitfalls.read_book(book), references.read(book)
+    entries = [("Index of equations", book.generated, "what checks each, which function it is")]
+    if terms:
+        what = f"{_plural(len(terms), 'term')}, English and Chinese, and where each is defined"
+        entries.append(("Glossary", book.glossary, what))
+    if boxes:
+        what = f"{_plural(len(boxes), 'mistake')} of real code and papers, and where to see each"
+        entries.append(("Pitfalls", book.pitfalls, what))
+    if works:
+        what = f"{_plural(len(works), 'work')}, what the book takes from each, and who cites it"
+        entries.append(("References", book.references, what))
+    listed = [f"- [{title}]({folder}{page.name}): {what}." for title, page, what in entries]
+    return ["**At the back**", "", *listed]
 
 
 def _row(book: Book, chapter: Chapter, folder: str) -> str:
@@ -120,7 +145,7 @@ def _row(book: Book, chapter: Chapter, folder: str) -> str:
 def _paths(book: Book, folder: str) -> str:
     lines = ["| If you have | Read, in this order | It takes |", "|---|---|---|"]
     for path in book.paths:
-        names = ", ".join(f"[{c.title}]({folder}{c.file}.ipynb)" for c in _on(book, path))
+        names = ", ".join(link for link, _ in stops(book, path, folder))
         lines.append(
             f"| {path.title} | {names}{', with the exercises' if path.exercises else ''} "
             f"| {_length(book, path)} |"
@@ -128,12 +153,25 @@ def _paths(book: Book, folder: str) -> str:
     return "\n".join(lines)
 
 
-def _on(book: Book, path: ReadingPath) -> list[Chapter]:
-    return [next(c for c in book.chapters if c.number == number) for number in path.chapters]
+def stops(book: Book, path: ReadingPath, folder: str) -> list[tuple[str, float]]:
+    """The chapters and sections on a path, as links, with their minutes."""
+    stops = []
+    for number in path.chapters:
+        chapter = next(c for c in book.chapters if c.number == number.partition(".")[0])
+        if "." in number:
+            section = sections.named(chapter, number)
+            link = f"[{number}]({folder}{section.target})"
+            stops.append((link, sections.minutes(section)))
+        else:
+            minutes = chapter.minutes_reading + path.exercises * chapter.minutes_exercises
+            stops.append((f"[{chapter.title}]({folder}{chapter.file}.ipynb)", minutes))
+    return stops
 
 
 def _length(book: Book, path: ReadingPath) -> str:
-    minutes = sum(c.minutes_reading + path.exercises * c.minutes_exercises for c in _on(book, path))
+    exact = sum(minutes for _, minutes in stops(book, path, ""))
+    # A section's minutes are its share of the chapter's, no more exact than to five of them.
+    minutes = 5 * round(exact / 5) if any("." in n for n in path.chapters) else round(exact)
     return duration(minutes) + (
         f", {duration(round(minutes / path.weeks))} a week" if path.weeks else ""
     )

@@ -28,7 +28,7 @@ def heading_id(heading: str) -> str:
 def problems(book: Book) -> list[str]:
     """Links that lead nowhere, from every page of the book and from the README."""
     pages = {c.notebook: list(chapter_text(c.source)) for c in book.chapters}
-    for path in (book.start_page, book.generated, book.root / "README.md"):
+    for path in (*book.pages, book.root / "README.md"):
         if path.is_file():
             pages[path] = [(path.read_text(encoding="utf-8"), 1)]
     headings = {

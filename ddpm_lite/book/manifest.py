@@ -26,7 +26,7 @@ class ReadingPath:
     """A way through the book; its length follows from the chapters on it."""
 
     title: str
-    chapters: tuple[str, ...]  # numbers, in reading order
+    chapters: tuple[str, ...]  # numbers in reading order; "4.9" is a single section
     exercises: bool  # are they counted in?
     weeks: int | None = None  # spread evenly over so many weeks
 
@@ -120,6 +120,27 @@ class Book:
         return self.root / "chapters" / "equations.md"
 
     @property
+    def glossary(self) -> Path:
+        """Written by people, and held to the chapters by a test."""
+        return self.root / "chapters" / "glossary.md"
+
+    @property
+    def pitfalls(self) -> Path:
+        """The index of pitfalls, written by the press if there are any."""
+        return self.root / "chapters" / "pitfalls.md"
+
+    @property
+    def references(self) -> Path:
+        """The references, written by the press out of references.toml, if that is there."""
+        return self.root / "chapters" / "references.md"
+
+    @property
+    def pages(self) -> tuple[Path, ...]:
+        """What there is beside the chapters, START.md first."""
+        pages = (self.start_page, self.generated, self.glossary, self.pitfalls, self.references)
+        return tuple(page for page in pages if page.is_file())
+
+    @property
     def start_page(self) -> Path:
         return self.root / "chapters" / "START.md"
 
@@ -158,14 +179,14 @@ def load(root: Path | None = None) -> Book:
     except tomllib.TOMLDecodeError as error:
         raise BookError(f"book.toml is not valid TOML: {error}") from None
     _refuse_unknown("book.toml", raw, {"book", "part", "chapter", "path", "paper"})
-    parts = tuple(_build(Part, f"part {i}", p) for i, p in enumerate(raw.get("part", []), 1))
+    parts = tuple(build(Part, f"part {i}", p) for i, p in enumerate(raw.get("part", []), 1))
     chapters = tuple(
-        _build(Chapter, f"chapter {c.get('file', i)}", c, root=root)
+        build(Chapter, f"chapter {c.get('file', i)}", c, root=root)
         for i, c in enumerate(raw.get("chapter", []), 1)
     )
-    paths = tuple(_build(ReadingPath, f"path {i}", p) for i, p in enumerate(raw.get("path", []), 1))
-    papers = tuple(_build(Paper, f"paper {i}", p) for i, p in enumerate(raw.get("paper", []), 1))
-    book = _build(
+    paths = tuple(build(ReadingPath, f"path {i}", p) for i, p in enumerate(raw.get("path", []), 1))
+    papers = tuple(build(Paper, f"paper {i}", p) for i, p in enumerate(raw.get("paper", []), 1))
+    book = build(
         Book,
         "[book]",
         raw.get("book", {}),
@@ -195,7 +216,7 @@ def _refuse_unknown(where: str, table: dict, known: set[str]) -> None:
         )
 
 
-def _build(kind: Any, where: str, table: dict[str, Any], **given: Any) -> Any:
+def build(kind: Any, where: str, table: dict[str, Any], **given: Any) -> Any:
     """An instance of the dataclass `kind` from a TOML table; it may not set what is `given`."""
     fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in given}
     where = where if where.startswith("book.toml") else f"book.toml, {where}"
@@ -240,10 +261,11 @@ def _check(book: Book) -> None:
         if odd := [id for id in c.exercises if id.rpartition(".")[0] != c.number]:
             raise BookError(f"{where}: exercise {', '.join(odd)} belongs to another chapter")
     for path in book.paths:
-        if unknown := [n for n in path.chapters if n not in numbers]:
-            raise BookError(
-                f"book.toml, path {path.title!r}: chapter {', '.join(unknown)} is not in the book"
-            )
+        where = f"book.toml, path {path.title!r}"
+        if unknown := [n for n in path.chapters if n.partition(".")[0] not in numbers]:
+            raise BookError(f"{where}: chapter {', '.join(unknown)} is not in the book")
+        if path.exercises and any("." in n for n in path.chapters):
+            raise BookError(f"{where}: exercises are counted by whole chapters only")
 
 
 def _refuse_repeats(what: str, names: list[str]) -> None:

@@ -110,7 +110,7 @@ def edition(book: Book) -> dict[str, bytes]:
         raise BookError(f"no notebook for {', '.join(missing)}: `python -m ddpm_lite book press`")
     # the reader's own library, and chapter 7's file to take apart
     scripts = [book.root / "chapters" / name for name in ("my_ddpm.py", "ddpm_in_100_lines.py")]
-    pages = [book.start_page, book.generated, *scripts]
+    pages = [*book.pages, *scripts]
     files = {page.name: page.read_bytes() for page in pages if page.is_file()}
     return files | {c.notebook.name: _for_readers(c.notebook) for c in book.chapters}
 
