@@ -199,6 +199,10 @@ def test_pages_fall_out_of_step_when_a_chapter_changes(book):
 def test_references_know_who_cites_them(book):
     (book.root / "ddpm_lite" / "laws.py").write_text('"""Paper: DDPM Eq. 4."""\n', encoding="utf-8")
     (book.root / "ddpm_lite" / "odd.py").write_text('"""NewDDPM Eq. 4."""\n', encoding="utf-8")
+    (book.root / "ddpm_lite" / "book").mkdir()
+    press = '"""The press only talks of numbers such as 1312.6114, and of DDPM Eq. 4."""\n'
+    (book.root / "ddpm_lite" / "book" / "press.py").write_text(press, encoding="utf-8")
+    assert references.problems(book) == []
     gauss, ho = references.cited(book)
     assert [section.label for section in ho.sections] == ["3.1", "3.2"]  # by number, by name
     assert ho.modules == ("ddpm_lite.laws",)
