@@ -19,6 +19,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_commands import (
+    TINY,
+    T,
+    draw,
+    folder_of_images,
+    picture,
+    refused,
+    run,
+    same,
+    train_tiny,
+    weights,
+)
 
 from ddpm_lite import __main__, storage
 from ddpm_lite.commands import common, evaluate, recipe, train
@@ -32,30 +44,6 @@ from ddpm_lite.training import Trainer
 from ddpm_lite.unet import UNet, count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
-T = 12
-TINY = [
-    *("--preset", "digits", "--base-channels", "8", "--channel-multipliers", "1,1"),
-    *("--batch-size", "16", "--warmup-steps", "0", "--T", str(T), "--schedule", "cosine"),
-    *("--precision", "float32", "--device", "cpu", "--dropout", "0", "--quiet"),
-]
-
-
-def run(*words):
-    return __main__.main([str(word) for word in words])
-
-
-def train_tiny(out, *words, steps=4, data="digits"):
-    return run("train", "--data", data, "--out", out, "--steps", steps, *TINY, *words)
-
-
-def refused(capsys, *words, code=2):
-    """The sentence of a refusal: one line, on stderr alone."""
-    assert run(*words) == code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1, said.err
-    assert said.err.startswith(f"python -m ddpm_lite {words[0]}: ")
-    return said.err.partition(": ")[2].strip()
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +52,6 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
     assert train_tiny(out, "--log-every", 2, "--samples", 6) == 0
     return out
-
-
-def weights(folder):
-    return load_model(folder).network.state_dict()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def picture(path):
-    return np.asarray(Image.open(path))
 
 
 # ---- train ----
@@ -189,17 +165,6 @@ def test_a_learned_variance_gets_its_channels_levels_and_loss(tmp_path):
     assert settings["hybrid_weight"] == 0.001 and settings["levels"] == 17
 
 
-def folder_of_images(folder, count, size=8, seed=0):
-    """Grey squares of random brightness with a little noise."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    for i in range(count):
-        noise = rng.integers(-20, 20, (size, size))
-        Image.fromarray((rng.integers(30, 220) + noise).astype(np.uint8)).save(
-            folder / f"{i:04}.png"
-        )
-
-
 def test_training_on_a_folder_of_images(tmp_path):
     folder_of_images(tmp_path / "images", 20, size=24)
     options = ("--size", 16, "--attention-resolutions", "8", "--samples", 1)
@@ -303,7 +268,7 @@ def test_the_weights_and_the_noise_do_not_share_their_random_numbers(tmp_path):
     ("words", "complaint"),
     [
         ([], "the following arguments are required: --out"),
-        (["--out", "{}/run"], "--data is missing: digits, or a folder of images."),
+        (["--out", "{}/run"], "--data is missing: digits, glyphs, or a folder of images."),
         (["--out", "{}/run", "--data", "nowhere"], "there is no folder nowhere"),
         (
             ["--out", "{}/run", "--data", "digits", "--steps", "0"],
@@ -422,10 +387,6 @@ def test_two_processes_train_what_one_does(trained, tmp_path):
 
 
 # ---- sample ----
-
-
-def draw(model, out, *words):
-    return run("sample", "--model", model, "--out", out, "--quiet", "--device", "cpu", *words)
 
 
 def library_samples(model, count, *, seed=0, clip=(-1, 1), variance=None, **settings):
