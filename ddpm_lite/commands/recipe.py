@@ -186,8 +186,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
         choices=SPACINGS,
         help="which S of the T steps to visit: evenly, with the last (trailing) or the first "
         "(leading) or both (linspace); denser near the data (quadratic); evenly in log "
-        "signal-to-noise (log-snr). trailing is the usual one; heun and dpmpp-2m gain most from "
-        "log-snr",
+        "signal-to-noise (log-snr). trailing is the usual one; heun and dpmpp-2m are of second "
+        "order where the grid is dense near the data, as with log-snr",
     )
     group.add_argument(
         "--eta",
