@@ -79,6 +79,17 @@ def generate(denoiser, x_T, noises, alpha_bar):
     raise NotImplementedError("your turn")
 
 
+# ---- Chapter 8: guidance ---------------------------------------------------------------------------
+
+
+def guided_eps(denoiser, x, t, y, w, null):
+    """Exercise 8.4: the guided guess of the noise, strength w; null is the number of "no label".
+
+    Here t and y are int64 tensors (B,); the network is called as denoiser(x, t, y).
+    """
+    raise NotImplementedError("your turn")
+
+
 # ---- Chapter 9: DDIM -------------------------------------------------------------------------------
 
 

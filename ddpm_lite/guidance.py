@@ -27,12 +27,18 @@ from ddpm_lite.process import GaussianDiffusion, Prediction
 
 
 def scale_from_w(w: float) -> float:
-    """The guidance scale 1 + w, as diffusers and others count: 1 there is no guidance."""
+    """The guidance scale 1 + w, as diffusers and others count: 1 there is no guidance.
+
+    Book: (8.11).
+    """
     return 1.0 + _check_finite("w", w)
 
 
 def w_from_scale(scale: float) -> float:
-    """The w of a guidance scale: scale − 1."""
+    """The w of a guidance scale: scale − 1.
+
+    Book: (8.11).
+    """
     return _check_finite("scale", scale) - 1.0
 
 
@@ -42,6 +48,7 @@ def drop_labels(y: Tensor, share: float, num_classes: int, generator: torch.Gene
     So one network learns to denoise with and without a label, which is all that guidance needs.
     One uniform number is drawn for each label, on the generator's device, whatever the share.
 
+    Book: (8.12), (8.13).
     Source: Ho and Salimans, arXiv 2207.12598.
 
     Args:
@@ -80,10 +87,14 @@ def guided(
 
         ε_guided = −√(1−ᾱ_t)·∇ log[p_t(x)·p_t(y | x)^(1+w)].
 
+    A sampler that is given this score does not draw from p_0(x)·p_0(y | x)^(1+w): the tilted laws
+    of x_t are not that law with noise added, but for w = 0 and w = −1.
+
     Where the denoiser learns a variance too (twice the channels), the second half is handed on as
     the conditional denoiser gave it: only predictions are extrapolated.
 
-    Source: Ho and Salimans, arXiv 2207.12598.
+    Book: (8.8), (8.9), (8.10), (8.15), (8.18), (8.25), (8.26).
+    Paper: CFG Eq. 6.
 
     Args:
         denoiser: called once for each step, with both halves in one batch of 2B, conditional
@@ -138,6 +149,8 @@ class Guided(nn.Module):
 
     def forward(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
         """The guided output at (x_t, t, y), shaped like the denoiser's own.
+
+        Book: (8.8).
 
         x_t: (B, …). t: an int or int64 (B,). y: int64 (B,); a null class there stays unguided.
 
