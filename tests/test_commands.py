@@ -288,6 +288,7 @@ def test_the_weights_and_the_noise_do_not_share_their_random_numbers(tmp_path):
         (["--out", "{}/run", "--data", "digits", "--channel-multipliers", "1,1,1,1,1"], "multiple"),
         (["--out", "{}/run", "--data", "digits", "--attention-resolutions", "5"], "got 5"),
         (["--out", "{}/run", "--data", "digits", "--base-channels", "12"], "norm_groups = 8, got"),
+        (["--out", "{}/run", "--data", "digits", "--base-channels", "8"], "must be above 8, got 8"),
         (["--out", "{}/run", "--data", "digits", "--size", "16"], "not digits"),
         (["--out", "{}/run", "--data", "digits", "--T", "20"], "82% of the image's variance"),
         (["--out", "{}/run", "--data", "digits", "--hybrid-weight", "1"], "learned variance only"),

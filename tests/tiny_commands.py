@@ -9,7 +9,7 @@ from ddpm_lite.storage import load_model
 
 T = 12
 TINY = [
-    *("--preset", "digits", "--base-channels", "8", "--channel-multipliers", "1,1"),
+    *("--preset", "digits", "--base-channels", "16", "--channel-multipliers", "1,1"),
     *("--batch-size", "16", "--warmup-steps", "0", "--T", str(T), "--schedule", "cosine"),
     *("--precision", "float32", "--device", "cpu", "--dropout", "0", "--quiet"),
 ]

@@ -461,7 +461,15 @@ def _network_config(
         "out_channels": outputs,
         "num_classes": len(dataset.classes) if given.class_conditional else None,
     }
-    return dataclasses.replace(PRESETS[preset], **fitted, **_settings(given, preset, UNetConfig))
+    config = dataclasses.replace(PRESETS[preset], **fitted, **_settings(given, preset, UNetConfig))
+    narrowest = config.base_channels * min(config.channel_multipliers) * config.width_factor
+    if config.time_conditioning == "add" and narrowest <= config.norm_groups:
+        # group normalisation takes away what is added to all pixels of a channel alike
+        raise Refused(
+            f"--base-channels must be above {config.norm_groups}, got {config.base_channels}: with "
+            "one channel to a group the network cannot see the step (chapter 6, exercise 6.6)."
+        )
+    return config
 
 
 def _training_config(
