@@ -177,7 +177,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\tilde\mu_t$, $\tilde\beta_t$ | mean and variance of $q(x_{t-1}\mid x_t,x_0)$ | `d.posterior(…).mean`, `.variance` |
 # | $\sigma_t$ | standard deviation of a reverse step, and nothing else; $\sigma$ where only one step is in sight | |
 # | $\eta$ | $\sigma_t = \eta\,\sqrt{\tilde\beta_{t\mid s}}$: $0$ for DDIM, $1$ for DDPM | `eta` |
-# | $w$ | strength of guidance, and nothing else; $0$ is none | |
+# | $w$ | strength of guidance, and nothing else; $0$ is none, $-1$ is no label | `w` |
 # | $\mathrm{KL}(p\,\Vert\,q)$, $\mathbb E$, $\operatorname{Var}$, $\log$ | divergence in nats, expectation, variance, natural logarithm | `.kl(other)` |
 # | $\varphi$, $\Phi$ | density and distribution function of $\mathcal N(0,1)$. With a step for an index, $\varphi_t$ is an angle, (4.45) | |
 # | $P(\dots)$, $I$, $\nabla$ | probability of an event, identity matrix, gradient with respect to the point ($x_t$, as a rule) | |
@@ -204,6 +204,10 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\bar\theta_n$ | weights averaged over the first $n$ gradient steps | (7.14) |
 # | $q_\sigma$ | a law of the path with the marginals of the chain and reverse deviations $\sigma_2,\dots,\sigma_T$ of our choice | (9.3), (9.4) |
 # | $c_t^\sigma$ | weight of the surprise in $x_t$ in its step back; $c_t$ is that of DDPM | (9.7) |
+# | $\hat\varepsilon_w$, $\pi_t$ | the guided guess, and the tilted law of $x_t$ of which it is the score | (8.8), (8.15) |
+# | $\tilde\pi_t$ | the tilted data with noise added, which it is *not* the score of | (8.17) |
+# | $\varnothing$, $\tilde y$ | the null class, and the label after the coin that may drop it | (8.12) |
+# | $g$ | in chapter 8 the guidance scale of other software, $1+w$ | (8.11) |
 # | $u_t$, $r_t$ | $x_t/\sqrt{\bar\alpha_t}$ and its noise-to-signal ratio $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the clock of the ODE | (9.20) |
 #
 # All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local: they
@@ -235,10 +239,19 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | variance of a reverse step | `"posterior"`, `"beta"`, `"learned"` | $\tilde\beta_t$, $\beta_t$, learned between them | `"fixed_small"`, `"fixed_large"`, `"learned_range"` |
 # | a network | `network(x_t, t)`, a tensor | $\epsilon_\theta(x_t,t)$ | `network(x_t, t0).sample` |
 # | the simple loss | `simple_loss`, a *mean* over coordinates | a squared norm, so a *sum*: DDPM, Eq. 14 | a mean, in its training script |
-# | a whole walk | `sample`, or `generate` for its end | DDPM, Algorithm 2 | `DDPMPipeline` |
-# | kept steps | $\tau_1 < \dots < \tau_S$ | $\tau$, $S$ in DDIM | `set_timesteps(S)`, decreasing |
+# | a whole walk | `sample`, or `generate` for its end | DDPM, Algorithm 2 | `DDPMPipeline`, `DDIMPipeline` |
+# | fresh noise | `eta`, which has no default | $\sigma(\eta)$, DDIM Eq. 16 | `eta=0.0` of `DDIMScheduler.step` |
+# | kept steps | $\tau_1 < \dots < \tau_S$, `steps` | $\tau$, $S$ in DDIM | `set_timesteps(S)`, decreasing |
+# | which steps are kept | `spacing`, a rule or a list | $\tau$ | `timestep_spacing`, `steps_offset` |
+# | the step to clean data | to $\bar\alpha_0=1$ | to $\alpha_0=1$ | `set_alpha_to_one=True` |
+# | clipping | `clip=(-1, 1)`, and $\hat\varepsilon$ derived again | not in the papers' equations | `clip_sample`; derived again only with `use_clipped_model_output=True` |
+# | inversion | `ddim_invert` | DDIM Eq. 14, upwards | `DDIMInverseScheduler` |
 # | offset of the cosine schedule | $\delta$, `offset` | $s$ in Improved DDPM | inside `"squaredcos_cap_v2"` |
 # | guidance | $w$ | $w$ | `guidance_scale` $= 1+w$ |
+# | no guidance | $w=0$ | $w=0$ | `guidance_scale` of $1$ or less switches it off |
+# | no label | the null class, `num_classes` | $\varnothing$ | an empty prompt, in its pipelines for text |
+# | labels dropped in training | `label_dropout` | $p_{\text{uncond}}$ | left to the training script |
+# | rescaling | `guided(…, rescale=ζ)` | $\phi$, Lin et al., section 3.4 | `guidance_rescale`, applied to what the network predicts |
 #
 # Papers: DDPM, arXiv 2006.11239; Improved DDPM, 2102.09672; DDIM, 2010.02502; classifier-free
 # guidance, 2207.12598. The row that costs most is the first. With their table in the middle,
@@ -333,6 +346,10 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | (5.24), (4.44) | division by $1-\bar\alpha_t$ | (5.26), (5.27), score matching | [5.10](05_epsilon_loss.ipynb#5.10-Denoising-score-matching-is-the-same-loss) |
 # | (5.21), (3.33) | one random $t$ and one $\varepsilon$ for each image: unbiased | (7.1), algorithm 1 | [7.1](07_training_and_sampling.ipynb#7.1-Two-algorithms) |
 # | (4.49) at $s=t-1$, (4.23) | **a trained network in the place of the perfect prediction** | (7.2), algorithm 2 | [7.2](07_training_and_sampling.ipynb#7.2-The-line-of-algorithm-2) |
+# | (4.44), given $y$ | Bayes' rule; a gradient sees no constants | (8.3), (8.4), guidance by a classifier | [8.2](08_guidance.ipynb#8.2-Bayes'-rule,-on-scores) |
+# | (8.4), taken $1+w$ times | **both denoisers exact**; a sum of gradients is that of a product | (8.8), (8.9), without a classifier | [8.4](08_guidance.ipynb#8.4-Guidance-without-a-classifier) |
+# | (5.24), given $y$ | **labels dropped independently of all else**; the tower property | (8.12), (8.13), one network is both | [8.6](08_guidance.ipynb#8.6-One-network,-two-denoisers) |
+# | (4.18), (9.14) | **Gaussian data, an exact guided guess, short steps** | (8.21), (8.22), what guided samplers draw | [8.10](08_guidance.ipynb#8.10-The-same-in-closed-form) |
 # | (5.21), which sees pairs $(x_0,x_t)$ only | **any joint law with the same marginals may be used** | (9.1), (9.2) | [9.1](09_ddim.ipynb#9.1-What-the-loss-does-not-see) |
 # | (9.3) to (9.5), steps back chosen Gaussian | induction from $T$ down; independent noises, (T.8), (T.9) | (9.6), (9.8): the same marginals for every $\sigma$ | [9.3](09_ddim.ipynb#9.3-Every-member-has-the-right-marginals) |
 # | (9.4) | $\sigma_t^2=\tilde\beta_t$; the identity (4.9) | (9.9), (9.10): DDPM is a member | [9.4](09_ddim.ipynb#9.4-From-DDIM-to-DDPM) |
