@@ -89,12 +89,12 @@ flat = train.flatten(1).double()
 matched = GaussianData(flat.mean(0), torch.cov(flat.T) + 1e-6 * torch.eye(64))
 normal = matched.sample(count, seeded(2)).float().view(heldout.shape)
 noise = 2 * torch.rand(heldout.shape, generator=seeded(3)) - 1
-few = torch.rand(count, generator=seeded(4)) < 0.01    # one in a hundred is left as it was
+few = torch.rand(count, generator=seeded(41)) < 0.01   # one in a hundred is left as it was
 diluted = torch.where(few[:, None, None, None], ours, noise)
 entries = {"diluted": diluted, "copies": copies, "Gaussian": normal, "network": ours}
 show_images(torch.stack([images[:8].clamp(-1, 1) for images in entries.values()]),
             """Four rows of eight small pictures. Diluted: only noise. Copies: clean digits.
-Gaussian: grey clouds, in some of which a digit can be guessed. Network: digits.""",
+Gaussian: blurred shapes, in some of which a digit can be guessed. Network: digits.""",
             row_labels=list(entries))
 fact("diluted: bits per pixel that it costs more than the network, at most",
      math.log2(100) / 64, digits=2)
@@ -124,10 +124,10 @@ fact("Fréchet distance to held-out digits in raw pixels: Gaussian, copies",
 #
 # A likelihood asks: what probability does the model give to *new real data*? Looks ask: what do *its own* draws look like? The two expectations are over different laws, and nothing ties them together. Two constructions show how far apart they can be. Both are in Theis, van den Oord and Bethge ([1511.01844](https://arxiv.org/abs/1511.01844)).
 #
-# **Diluted.** Take any model $p$, and a law $n$ of noise. With probability $a$ draw from $p$, else from $n$. Then the density is a mixture, $p_{\text{dil}}=a\,p+(1-a)\,n\ge a\,p$, because densities are not negative. The logarithm is monotone, so for every $x$
+# **Diluted.** Take any model $p$, and a law $\nu$ of noise. With probability $a$ draw from $p$, else from $\nu$. Then the density is a mixture, $p_{\text{dil}}=a\,p+(1-a)\,\nu\ge a\,p$, because densities are not negative. The logarithm is monotone, so for every $x$
 #
 # $$
-# -\log p_{\text{dil}}(x)\;=\;-\log\big(a\,p(x)+(1-a)\,n(x)\big)\;\le\;-\log p(x)+\log\frac1a .
+# -\log p_{\text{dil}}(x)\;=\;-\log\big(a\,p(x)+(1-a)\,\nu(x)\big)\;\le\;-\log p(x)+\log\frac1a .
 # \tag{10.1}
 # $$
 #
@@ -138,13 +138,14 @@ groups = [flat[labels == k] for k in range(10)]
 means = torch.stack([g.mean(0) for g in groups])
 spreads = torch.stack([torch.cov(g.T) + 0.01 * torch.eye(64) for g in groups])
 perfect = GaussianMixture([0.1] * 10, means, spreads)
-wide = GaussianData(torch.zeros(64), torch.eye(64))                  # the law n of noise
+wide = GaussianData(torch.zeros(64), torch.eye(64))                  # the law ν of noise
 poor = GaussianMixture([0.001] * 10 + [0.99], torch.cat([means, torch.zeros(1, 64)]),
                        torch.cat([spreads, torch.eye(64)[None]]))
 
 new = perfect.sample(4000, seeded(5))                                # new data
-log_p, log_n = perfect.log_prob(new), wide.log_prob(new)
-typed = torch.logsumexp(torch.stack([math.log(0.01) + log_p, math.log(0.99) + log_n]), 0)
+log_p, log_noise = perfect.log_prob(new), wide.log_prob(new)
+both = torch.stack([math.log(0.01) + log_p, math.log(0.99) + log_noise])
+typed = torch.logsumexp(both, 0)
 claim("10.1", -typed, -poor.log_prob(new), note="a = 1/100, in 64 dimensions")
 narrow, broad, line = (GaussianData([0.0], [[0.1]]), GaussianData([0.0], [[1.0]]),
                        torch.linspace(-2, 2, 9, dtype=DOUBLE)[:, None])
@@ -163,7 +164,7 @@ fact("cost in bits per dimension: digits, CIFAR-10, 256×256 in colour",
 # Papers report bits per dimension to two decimals. On CIFAR-10 this model and the perfect one would stand in one table with the same number.
 #
 # **Memorised.** Now the reverse: a model that draws a training image $x_i$ at random and adds noise of a tiny width $b$,
-# $p_{\text{mem}}(x)=\frac1N\sum_i\mathcal N(x;\,x_i,\,b^2I)$. Its samples are real images, to the eye. An average is at most the largest of its terms, and the largest Gaussian is that of the nearest image, so by (T.1)
+# $p_{\text{mem}}(x)=\frac1N\sum_i\mathcal N(x;\,x_i,\,b^2I)$. Its samples are real images, to the eye. An average is at most the largest of its terms, and the largest Gaussian is that of the nearest image, so by (T.3)
 #
 # $$
 # -\log p_{\text{mem}}(x)\;\ge\;\frac{1}{2b^2}\,\min_i\lVert x-x_i\rVert^2+\frac D2\log(2\pi b^2) .
@@ -212,11 +213,11 @@ fact("bits per dimension between the units of [-1, 1] and of [0, 255]", math.log
 
 
 # %% [markdown]
-# **Exercise 10.1** (2 points, 10 minutes, ●○○) — *What dilution costs.* Write `diluted_cost(log_p, log_n, a)` that returns $-\log p_{\text{dil}}$ of (10.1) in nats for vectors `log_p` of $\log p(x)$ and `log_n` of $\log n(x)$. It must work where the densities themselves are too small for a float, such as $e^{-800}$.
+# **Exercise 10.1** (2 points, 10 minutes, ●○○) — *What dilution costs.* Write `diluted_cost(log_p, log_noise, a)` that returns $-\log p_{\text{dil}}$ of (10.1) in nats for vectors `log_p` of $\log p(x)$ and `log_noise` of $\log\nu(x)$. It must work where the densities themselves are too small for a float, such as $e^{-800}$.
 
 # %%
-def diluted_cost(log_p, log_n, a):
-    """−log(a·p + (1 − a)·n), from the logarithms of p and n."""
+def diluted_cost(log_p, log_noise, a):
+    """−log(a·p + (1 − a)·ν), from the logarithms of p and ν."""
     raise NotImplementedError("your turn")
 
 
@@ -237,7 +238,7 @@ check("10.2", bits_lost)
 #
 # The [toolbox](A_toolbox.ipynb#T.12-How-we-will-measure) has found that the distance of two samples of *one* law is never zero, and estimated by how much, (T.45). Now exactly, and in $F$ features.
 #
-# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated deviation $\hat s$: $(n-1)\,\hat s^2/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (Student's theorem, which we borrow), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. So $\mathbb E\,\hat s^2=V$ and $\mathbb E\,\hat s=g_n\sqrt V$ with the $g_n$ below, and multiplying out $(\hat s_a-\hat s_b)^2$ with independent factors gives
+# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated deviation $\hat s$: $(n-1)\,\hat s^2/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (shown before (T.43)), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. So $\mathbb E\,\hat s^2=V$ and $\mathbb E\,\hat s=g_n\sqrt V$ with the $g_n$ below, and multiplying out $(\hat s_a-\hat s_b)^2$ with independent factors gives
 #
 # $$
 # \mathbb E\,d^2\;=\;V\Big(\frac1n+\frac1{n'}\Big)+2V\,\big(1-g_ng_{n'}\big) ,
@@ -361,7 +362,7 @@ fact("half of (10.6), and the floor of chapter 7", [own / 2, real_floor], digits
 # \tag{10.7}
 # $$
 #
-# (For the first order: the root of $c^2I+\Delta$ has the trace $Fc+\frac1{2c}\operatorname{tr}\Delta-\frac1{8c^3}\sum_{ij}\Delta_{ij}^2$; for the last expression set the derivative with respect to $c$ to zero, at $c\approx1$ in the small terms.) **The perfect model, $c=1$, does not have the best score.** A model that draws too little variety has, because its estimates scatter less. That is one reason why a little truncation, or a little guidance, flatters a distance.
+# (For the first order: the root of $c^2I+\Delta$ has the trace $Fc+\frac1{2c}\operatorname{tr}\Delta-\frac1{8c^3}\sum_{ij}\Delta_{ij}^2$; for the last expression set the derivative with respect to $c$ to zero, at $c\approx1$ in the small terms.) **The perfect model, $c=1$, does not have the best score.** A model that draws too little variety has, because its estimates scatter less. At large $n$ the effect is small; but it always points the same way, towards samples that are too much alike.
 
 # %%
 def narrow_score(c, F, n):
@@ -429,14 +430,14 @@ ax.plot(0, truth, "*", ms=12, color=ORANGE, label="true distance", clip_on=False
 ax.set(xlabel="$1000/n$", ylabel="mean $d^2$", xlim=(0, 4.2), ylim=(0, None))
 ax.legend()
 show(fig, """Mean squared distance against a thousand over n. Four measured points, at 0.5, 1, 2
-and 4, lie close to a straight line that rises from about 0.16 to almost 1.5. Continued to zero,
-the line meets the star that marks the true distance, 0.16.""")
+and 4, lie close to a straight line that rises to about 1.6. Continued to zero, the line meets
+the star that marks the true distance, 0.16.""")
 
 
 # %% [markdown]
 # *What would infinitely many samples say?* At $n=250$ the number is mostly bias; the line knows better.
 #
-# **Exercise 10.3** (3 points, 15 minutes, ●●○) — *The floor, predicted.* Write `floor(eigenvalues, n, m)` that returns the bias (10.6) for two samples of one Gaussian law with $n$ and $m$ draws; `eigenvalues` is the vector $\lambda_1,\dots,\lambda_F$ of its covariance.
+# **Exercise 10.3** (3 points, 15 minutes, ●●○) — *The floor, predicted.* Write `floor(eigenvalues, n, m)` that returns the bias (10.6) for two samples of one *Gaussian* law, with $n$ and $m$ draws, so that $\operatorname{Var}[z_iz_j]=\lambda_i\lambda_j\,(1+\delta_{ij})$; `eigenvalues` is the vector $\lambda_1,\dots,\lambda_F$ of its covariance.
 
 # %%
 def floor(eigenvalues, n, m):
@@ -490,7 +491,7 @@ Gaussian of the same mean and variance is one broad bell, high where the data ha
 
 
 # %% [markdown]
-# *Are these two laws alike?* To the Fréchet distance, yes. The third row of the chapter's first picture is this twin for the digits: in raw pixels at the distance of real digits, to the eye nothing like them. In the classifier's features it is caught, because a nonlinear feature makes two moments out of many. So the features decide what is seen. Whatever the features do not tell apart, the distance built on them cannot tell apart either.
+# *Are these two laws alike?* To the Fréchet distance, yes. The third row of the chapter's first picture is this twin for the digits: in raw pixels at the distance of real digits, to the eye no digits but blurs of them. In the classifier's features it is caught, because a nonlinear feature makes two moments out of many. So the features decide what is seen. Whatever the features do not tell apart, the distance built on them cannot tell apart either.
 #
 # **Bugs.** In a widely read teaching implementation of DDPM the attention's softmax ran over the wrong axis. The reader who found it trained with the bug and without, and saw no difference in FID, ±0.05 (issue 146 of that repository, labmlai/annotated_deep_learning_paper_implementations). Chapter 9 met [another](09_ddim.ipynb#9.8-How-far-from-the-data,-exactly): wrong neighbours in a grid brought the samples' law *nearer* to the data. Here is one that you can plant yourself. Tell the network a step that is off by one, $t+1$ where it should be $t$, and generate from the same noise.
 
@@ -661,10 +662,11 @@ axes[0].set(xlabel="width $b$ of the disturbance", ylabel="Fréchet distance", y
 for name, colour in zip(names[1:], (GREEN, ORANGE, GREY, VERMILLION), strict=True):
     axes[1].plot(widths, table[name], "o-", ms=4, color=colour, label=name)
 axes[1].set(xlabel="width $b$ of the disturbance", ylim=(-0.03, 1.03))
-axes[1].legend(fontsize=8)
+axes[1].legend(fontsize=8, loc="lower left")
 show(fig, """Scores of copies disturbed by noise of growing width. Left, the distance starts at
-the dashed floor of real images and rises. Right, precision and recall start near 0.9 and fall;
-the share nearer and the near-copies start at one and fall to zero, near-copies first.""")
+the dashed floor of real images and rises. Right, precision and recall start near 0.9;
+precision falls, recall hardly. The share nearer and the near-copies start at one and fall to zero,
+near-copies first.""")
 
 # %% [markdown]
 # *From which disturbance on is a copier safe?* Without disturbance he stands at the floor, with the precision and recall of real images: three scores out of five call him perfect. Only the two tests made for copies see him, and they see him while the disturbance is small. By the time they go blind, his pictures are visibly noisy and the distance has left the floor. So far, so good: together the numbers leave him no room. But he has two better disguises.
@@ -693,7 +695,7 @@ for name, images in (("no copies", quantise(ours, DIGITS_LEVELS)), ("3 % of copi
     fact("    share nearer", found.share_nearer, digits=1, uncertainty=1e-2)
 
 # %% [markdown]
-# The first disguise works completely: a test for copies is as good as its distance. The second is seen here, because three in a hundred of 355 is more than none; at one in three hundred it would not be. Large models have been caught by a generate-and-compare search over very many samples, which found over a thousand training images (Carlini and others, [2301.13188](https://arxiv.org/abs/2301.13188)). And a study of seventeen scores found none that separates copying from other failures (Stein and others, [2306.04675](https://arxiv.org/abs/2306.04675)).
+# The first disguise works completely: a test for copies is as good as its distance. The second is seen here, because three in a hundred of 355 is more than none; at one in three hundred it would not be. Large models have been caught by generating and filtering very many samples, which gave back over a thousand training images (Carlini and others, [2301.13188](https://arxiv.org/abs/2301.13188)). And a study of seventeen scores found none that separates copying from other failures (Stein and others, [2306.04675](https://arxiv.org/abs/2306.04675)).
 #
 # ## 10.7 Ten questions for a table
 #
@@ -730,7 +732,7 @@ check("10.5", verdict)
 #
 # From here on each section opens a door, with one cell that runs. What lies behind is the reader's to explore; the frame is known.
 #
-# Chapter 4 found the best variance of a reverse step, $\sigma_*^2$, between $\tilde\beta_{t\mid s}$ and $\beta_{t\mid s}$ (for data of variance at most one), and that at $T=1000$ it hardly matters. At ten steps it does. Improved DDPM lets the network choose a share $f$ between the two logarithms, and trains it by a little of the bound, (5.34). Where the mean is exact, the bound's term is least at $\sigma_*^2$, which is the share
+# Chapter 4 found the best variance of a reverse step, $\sigma_*^2$, between $\tilde\beta_{t\mid s}$ and $\beta_{t\mid s}$ (for data of variance at most one), and that on short steps the two bounds nearly agree, except close to the data. On ten long steps they do not. Improved DDPM lets the network choose a share $f$ between the two logarithms, and trains it by a little of the bound, (5.34). Where the mean is exact, the bound's term is least at $\sigma_*^2$, which is the share
 #
 # $$
 # f_*\;=\;\frac{\log\sigma_*^2-\log\tilde\beta_{t\mid s}}{\log\beta_{t\mid s}-\log\tilde\beta_{t\mid s}} ,
@@ -750,7 +752,7 @@ lost, shares = {"posterior": 0.0, "beta": 0.0}, []
 for t in range(2, 11):
     weight = humps.marginal(ten_steps, t).log_prob(x).exp()
     within = humps.reverse(ten_steps, x, t, t - 1).covariance[:, 0, 0]
-    best = torch.trapezoid(weight * within, x[:, 0])                 # (4.29): exact mean
+    best = torch.trapezoid(weight * within, x[:, 0])                 # (4.28)
     low, high = ten_steps.posterior_variance[t], ten_steps.beta[t]
     share = (best.log() - low.log()) / (high.log() - low.log())
     raw = torch.stack([torch.zeros(1, dtype=DOUBLE), 2 * share[None] - 1], 1)
@@ -798,7 +800,7 @@ print("the hybrid loss found the same shares, within 0.1:", bool(apart < 0.1))
 # \tag{10.15}
 # $$
 #
-# So *which quantity the network puts out* and *how steps are weighted* are two choices that papers often change together. Salimans and Ho ([2202.00512](https://arxiv.org/abs/2202.00512)) introduced $v$, so that a step at $\bar\alpha_t\approx0$ makes sense. **Min-SNR** (Hang and others, [2303.09556](https://arxiv.org/abs/2303.09556)) weights the loss of $x_0$ by $\min(\mathrm{SNR}_t,\gamma)$: the bound's large weights near the data are cut at $\gamma$. The same weighting for the other two outputs follows from (10.15), with $1-\bar\alpha_t=1/(\mathrm{SNR}_t+1)$:
+# So *which quantity the network puts out* and *how steps are weighted* are two choices that papers often change together. Salimans and Ho ([2202.00512](https://arxiv.org/abs/2202.00512)) introduced $v$, with which a step from $\bar\alpha_t\approx0$ is harmless, (4.47). **Min-SNR** (Hang and others, [2303.09556](https://arxiv.org/abs/2303.09556)) weights the loss of $x_0$ by $\min(\mathrm{SNR}_t,\gamma)$: the bound's large weights near the data are cut at $\gamma$. The same weighting for the other two outputs follows from (10.15), with $1-\bar\alpha_t=1/(\mathrm{SNR}_t+1)$:
 #
 # $$
 # \min(\mathrm{SNR}_t,\gamma)\;\ell_t^{x_0}\;=\;\frac{\min(\mathrm{SNR}_t,\gamma)}{\mathrm{SNR}_t}\;\ell_t^{\varepsilon}\;=\;\frac{\min(\mathrm{SNR}_t,\gamma)}{\mathrm{SNR}_t+1}\;\ell_t^{v} .
@@ -964,7 +966,7 @@ claim("10.19", -beta(0.5) / 2 * (x + humps.marginal(level, 1).score(x))[:, 0], m
 #
 # ## 10.12 Door: flow matching
 #
-# Chapter 1's last family joins noise and data by straight lines, and learns the velocity. Its clock $\rho$ runs the other way, from noise at $\rho=0$ to data at $\rho=1$:
+# Flow matching, which chapter 1 has met, joins noise and data by straight lines, and learns the velocity. Its clock $\rho$ runs the other way, from noise at $\rho=0$ to data at $\rho=1$:
 #
 # $$
 # x_\rho\;=\;(1-\rho)\,\varepsilon+\rho\,x_0\;=\;\sqrt{\rho^2+(1-\rho)^2}\;\,x_t ,
@@ -1045,7 +1047,7 @@ axes[1].plot(ticks, (ticks**2 + (1 - ticks) ** 2).sqrt()[:, None] * path, color=
 axes[1].set(xlim=(0, 1), xlabel=r"$\rho$", title=r"$x_\rho$")
 show(fig, """The same fifteen paths twice. Left against t from 1000 to 0: they stay nearly level
 for long and bend sharply near the end, towards the two humps. Right against ρ from 0 to 1: they
-contract at once and run to the humps in nearly straight lines.""")
+contract at once and run to the humps in gentle curves.""")
 passed = (T - torch.tensor(levels, dtype=DOUBLE)) / T
 bend = (path[:, 0] - torch.lerp(path[0, 0], path[-1, 0], passed)).abs()
 scaled = (ticks**2 + (1 - ticks) ** 2).sqrt() * path[:, 0]
@@ -1180,7 +1182,7 @@ digit.""", row_labels=["held out", "decoded", "drawn", "independent"])
 # \tag{10.25}
 # $$
 #
-# because the softmax sums over all tokens, (6.32), and everything else acts on each token alone. So the network must be *told* where each token sits: a learned vector is added for each place. The whole thing:
+# because attention does so, (6.34), and everything else acts on each token alone. So the network must be *told* where each token sits: a learned vector is added for each place. The whole thing:
 
 # %%
 class Block(nn.Module):

@@ -10,30 +10,30 @@ from ddpm_lite.exercises.exercise import Exercise
 # ---- 10.1 ----------------------------------------------------------------------------------------
 
 
-def diluted_cost(log_p, log_n, a):
+def diluted_cost(log_p, log_noise, a):
     """The larger of the two terms is taken out before the exponentials are added."""
-    first, second = np.log(a) + log_p, np.log(1 - a) + log_n
+    first, second = np.log(a) + log_p, np.log(1 - a) + log_noise
     return -torch.logaddexp(first, second)
 
 
-def _logs_mixed(log_p, log_n, a):
-    return -(a * log_p + (1 - a) * log_n)
+def _logs_mixed(log_p, log_noise, a):
+    return -(a * log_p + (1 - a) * log_noise)
 
 
-def _the_bound(log_p, log_n, a):
+def _the_bound(log_p, log_noise, a):
     return -log_p - np.log(a)
 
 
-def _positive(log_p, log_n, a):
-    return -diluted_cost(log_p, log_n, a)
+def _positive(log_p, log_noise, a):
+    return -diluted_cost(log_p, log_noise, a)
 
 
-def _shares_left_out(log_p, log_n, a):
-    return -torch.logaddexp(log_p, log_n)
+def _shares_left_out(log_p, log_noise, a):
+    return -torch.logaddexp(log_p, log_noise)
 
 
-def _shares_exchanged(log_p, log_n, a):
-    return diluted_cost(log_p, log_n, 1 - a)
+def _shares_exchanged(log_p, log_noise, a):
+    return diluted_cost(log_p, log_noise, 1 - a)
 
 
 def _log_densities(rng):
@@ -41,8 +41,8 @@ def _log_densities(rng):
     calls = []
     for _ in range(5):
         log_p = rng.uniform(-3.0, -1.0, 6)
-        log_n = log_p + rng.uniform(-1.5, 1.5, 6)
-        calls.append((log_p, log_n, float(rng.uniform(0.1, 0.3))))
+        log_noise = log_p + rng.uniform(-1.5, 1.5, 6)
+        calls.append((log_p, log_noise, float(rng.uniform(0.1, 0.3))))
     far = rng.uniform(-850.0, -800.0)
     log_p = far + rng.uniform(-2.0, 2.0, 6)
     return [*calls, (log_p, log_p + rng.uniform(-1.5, 1.5, 6), 0.2)]
@@ -265,7 +265,7 @@ EXERCISES = [
             "log(a·p) is log a + log p. What is the logarithm of a sum of two such terms?",
             "Take the larger of the two out of the sum, so that no exponential overflows or "
             "vanishes; torch.logaddexp does it.",
-            "-torch.logaddexp(math.log(a) + log_p, math.log(1 - a) + log_n).",
+            "-torch.logaddexp(math.log(a) + log_p, math.log(1 - a) + log_noise).",
         ),
     ),
     Exercise(
