@@ -11,6 +11,7 @@
 
 # %% tags=["hide-input"]
 import math
+from dataclasses import asdict
 from itertools import pairwise
 
 import torch
@@ -21,7 +22,7 @@ from ddpm_lite.data import DIGITS_LEVELS, digits
 from ddpm_lite.exercises import check, hint, progress, solution  # noqa: F401
 from ddpm_lite.guidance import drop_labels, guided, scale_from_w, w_from_scale
 from ddpm_lite.measurements import measured
-from ddpm_lite.metrics import classifier, frechet_distance, quantise
+from ddpm_lite.metrics import Estimate, classifier, frechet_distance, quantise
 from ddpm_lite.objective import simple_loss
 from ddpm_lite.oracle import GaussianData, GaussianMixture
 from ddpm_lite.plotting import (
@@ -75,7 +76,7 @@ the ground blacker.""", row_labels=[f"$w={w:g}$" for w in strengths],
             column_titles=[str(k) for k in range(10)])
 
 # %% [markdown]
-# *How strongly shall the label count?* Ten noises, one in each column, are walked down five times by one network, which is told "make a 0, a 1, …, a 9". With $w=-1$ it is not told. With $w=0$ it is told, and that is all. With $w>0$ the sampler goes on in the direction in which the label has moved the prediction, past the point where the network would have stopped. The pictures become clearer, and starker. This chapter derives that line,
+# *How strongly shall the label count?* Ten noises, one in each column, are walked down five times by one network, which is told "make a 0, a 1, …, a 9". With $w=-1$ it is not told. With $w=0$ it is told, and that is all. With $w>0$ the sampler goes on in the direction in which the label has moved the prediction, past the point where the network would have stopped. The pictures become clearer, and starker. This chapter derives the update rule behind it,
 # says exactly which density it has the score of, shows that the sampler does **not** draw from that density, and measures what the dial buys and costs.
 #
 # **You will**
@@ -86,7 +87,7 @@ the ground blacker.""", row_labels=[f"$w={w:g}$" for w in strengths],
 # - choose $w$, an interval and a rescaling from measurements, and recognise too much of it.
 #
 # **You need** [the score](04_posterior.ipynb#4.11-The-score:-what-a-noisy-point-knows-about-its-origin) and [a reverse step](04_posterior.ipynb#4.13-A-reverse-step,-and-a-first-walk) of chapter 4; [the best possible loss](05_epsilon_loss.ipynb#5.9-The-best-possible-loss);
-# [the sampler](07_training_and_sampling.ipynb#7.2-The-line-of-algorithm-2); from the toolbox [the change of variables](A_toolbox.ipynb#T.9-Change-of-variables) and [how we measure](A_toolbox.ipynb#T.12-How-we-will-measure). Pictures here are sampled in 25 steps without fresh noise, `eta=0.0`. Chapter 9 derives that sampler; here it is a tool, and sections 8.9 and 8.10 treat DDPM's beside it.
+# [the sampler](07_training_and_sampling.ipynb#7.2-The-line-of-algorithm-2); from the toolbox [the change of variables](A_toolbox.ipynb#T.9-Change-of-variables) and [how we measure](A_toolbox.ipynb#T.12-How-we-will-measure). Pictures here are sampled in 25 steps without fresh noise, `eta=0.0`. (The number $\eta$ says how much of DDPM's fresh noise a step adds: $\eta=1$ all of it, $\eta=0$ none.) Chapter 9 derives that sampler; here it is a tool, and sections 8.9 and 8.10 treat DDPM's beside it.
 #
 # **Time** about 90 minutes to read, another 100 for the exercises, one minute to run.
 
@@ -129,7 +130,7 @@ assert torch.equal(*told)                              # None and the null class
 
 
 # %% [markdown]
-# Is that not all one wants? For a perfect network, yes. A trained one spreads its samples over everything that belongs to the class and a little beyond, and one may prefer fewer kinds of pictures that are surely right to all kinds of which some are wrong. With large pictures and a text in the place of the label, the difference is dramatic; on our digits it is small, but measurable (section 8.11). So we look for a dial. The oldest one turns on a classifier.
+# Is that not all one wants? For a perfect network, yes. A trained one spreads its samples over everything that belongs to the class and a little beyond, and one may prefer fewer kinds of pictures that are surely right to all kinds of which some are wrong. How much that brings has to be measured; for our digits section 8.11 does it. So we look for a dial. The oldest one turns on a classifier.
 
 # %% [markdown]
 # ## 8.2 Bayes' rule, on scores
@@ -219,7 +220,7 @@ check("8.1", steer)
 #
 # *It must read noise.* An ordinary classifier has never seen an $x_t$. The cell shows the book's own, trained on clean digits, noised ones: it is soon wrong, and stays sure of itself. So a second network has to be trained, on noisy images at every $t$.
 #
-# *It is trained to be right, and used for its gradient.* Being right does not fix the gradient. Take any exact classifier and raise its probabilities to a power $\gamma$,
+# *It is trained to be right, and used for its gradient.* Being right does not fix the gradient. Take any exact classifier and raise its probabilities to a power $\gamma>0$,
 #
 # $$
 # q_\gamma(y\mid x)\;=\;\frac{q(y\mid x)^\gamma}{\sum_{y'}q(y'\mid x)^\gamma} ,
@@ -228,7 +229,7 @@ check("8.1", steer)
 # \tag{8.6}
 # $$
 #
-# The largest of the probabilities stays the largest, so both are right equally often, at every $x$. The gradient is another. (For two classes write $q=1/(1+e^{-l})$ with the log-odds $l$. Then $\nabla\log q=(1-q)\,\nabla l$, and the power multiplies $l$ by $\gamma$.) A classifier that is too sure of itself, as trained networks often are, guides with the wrong strength, and nothing in its accuracy tells.
+# The largest of the probabilities stays the largest, so both are right equally often, at every $x$. The gradient is another. (For two classes write $q=1/(1+e^{-l})$ with the log-odds $l$. Then $\nabla\log q=(1-q)\,\nabla l$, and the power multiplies $l$ by $\gamma$.) A classifier that is too sure of itself, as ours is on noised digits, guides with the wrong strength, and nothing in its accuracy tells.
 #
 # *It costs.* At each step the gradient has to be carried back through the classifier to the pixels.
 
@@ -280,7 +281,7 @@ fact("on a line: gradient of a classifier three times as sure, over the true one
 # \tag{8.9}
 # $$
 #
-# This is an identity, for any data and any $w$. The cell checks it at all thousand steps, with the densities written out and autograd on one side, and the library's `guided` around the oracle on the other.
+# This is an identity, for any data and any $w$. (For $w\ge-1$ the bracket is at most $q(x_t)$, so it can be normalised, and the gradient is the score of a density. For $w<-1$ the power is negative, and the integral may be infinite.) The cell checks it at all thousand steps, with the densities written out and autograd on one side, and the library's `guided` around the oracle on the other.
 
 # %%
 x, y = 1.5 * draws(T, 2, seed=3), every % 3
@@ -294,7 +295,7 @@ for w in (-0.3, 4.0):
     claim("8.9", -noise * tilted, aimed, note=f"w = {w}, every t = 1..1000")
 
 # %% [markdown]
-# **Whatever is predicted.** $\hat x_0$, $\hat v$ and the score are affine in $\hat\varepsilon$, $a(x_t,t)+b(t)\,\hat\varepsilon$ with coefficients that do not depend on the label (the table of [section 4.12](04_posterior.ipynb#4.12-One-object,-four-names)). The two weights of (8.8) add up to one, so the $a$ comes through unchanged, and the rule is the same for each of them:
+# **Whatever is predicted.** $\hat x_0$, $\hat v$ and the score are affine in $\hat\varepsilon$, of the form $k(x_t,t)+b(t)\,\hat\varepsilon$ with coefficients that do not depend on the label (the table of [section 4.12](04_posterior.ipynb#4.12-One-object,-four-names)). The two weights of (8.8) add up to one, so the $k$ comes through unchanged, and the rule is the same for each of them:
 #
 # $$
 # \hat x_{0,w}=(1+w)\,\hat x_0(x_t,t,y)-w\,\hat x_0(x_t,t) ,
@@ -334,7 +335,7 @@ claim("8.10", aimed["eps"].eps, aimed["v"].eps, tol=1e-9, note="guided in ε or 
 #
 # It is (N.5) of the notation page. The library takes $w$ only, and converts when asked. Of the numbers in this book none is a scale.
 #
-# > **Pitfall: off by one.** A scale of 1.5 taken for $w=1.5$ gives guidance three times as strong; a $w$ of 0.5 taken for a scale gives a sampler that listens to its label *half*. Both run, both make pictures. A third way, found in the comments of a teaching repository, reads $g\,\hat\varepsilon_y+(g-1)\,\hat\varepsilon_\varnothing$, with a plus; its code subtracts. With the plus the weights do not add up to one, and the noise is over-estimated at every step.
+# > **Pitfall: off by one.** A scale of 1.5 taken for $w=1.5$ gives guidance three times as strong; a $w$ of 4 taken for a scale gives a weaker one, $w=3$. Both run, both make pictures. A third way, found in the comments of [labml's sampler](https://github.com/labmlai/annotated_deep_learning_paper_implementations/blob/master/labml_nn/diffusion/stable_diffusion/sampler/__init__.py), reads $g\,\hat\varepsilon_y+(g-1)\,\hat\varepsilon_\varnothing$, with a plus; its code subtracts. With the plus the weights do not add up to one, and the noise is over-estimated at every step.
 
 # %%
 far, near = torch.tensor([0.9, -0.4], dtype=DOUBLE), torch.tensor([0.5, 0.1], dtype=DOUBLE)
@@ -343,7 +344,7 @@ claim("8.11", near + g * (far - near), (1 + w_from_scale(g)) * far - w_from_scal
 claim("8.11", near + scale_from_w(0.5) * (far - near), 1.5 * far - 0.5 * near)
 fact("w of the scales 0, 1, 1.5, 7.5", [w_from_scale(g) for g in (0.0, 1.0, 1.5, 7.5)], digits=2)
 plus = g * told + (g - 1) * untold                     # the sign of the comment
-fact("t = 900: root mean square of ε*_w, right and with the plus",
+fact("root mean square of ε*_w at the points x, t = 851..950: right, and with the plus",
      [(g * told + (1 - g) * untold)[850:950].square().mean().sqrt(),
       plus[850:950].square().mean().sqrt()], digits=2)
 
@@ -361,7 +362,7 @@ check("8.2", sampled_with)
 #
 # Two networks would do for (8.8). One is enough, if it is trained on labels some of which are *dropped*. For each image, before the training step, replace the label by the null class with probability $p$: call the result $\tilde y$. The coin is thrown independently of $x_0$, $y$, $\varepsilon$ and $t$. What does the network learn to say for $\tilde y=\varnothing$?
 #
-# Split the expected loss by what the coin showed, and in the other case by the label (the tower property):
+# Split the expected loss by what the coin showed, and in the other case by the label (the tower property). The sums of squares run over the coordinates of an image; the library's `simple_loss` is their mean, which divides every term by one number:
 #
 # $$
 # \mathbb E\lVert\varepsilon-\hat\varepsilon(x_t,t,\tilde y)\rVert^2
@@ -445,7 +446,7 @@ fact("and with class 0 in its place", ((1 + w) * told - w * zero)[:, 0], digits=
 
 
 # %% [markdown]
-# **Exercise 8.3** (2 points, 10 minutes, ●○○) — *Drop labels.* Write `dropped(y, coins, share, null)` that returns the labels $\tilde y$: a new int64 tensor like `y`, in which label $i$ is replaced by the number `null` exactly where `coins[i]` is less than `share`. `coins` holds one uniform number in $[0,1)$ for each label. `y` itself must stay as it is.
+# **Exercise 8.3** (2 points, 10 minutes, ●○○) — *Drop labels.* Write `dropped(y, coins, share, null)` that returns the labels $\tilde y$: a new tensor like `y`, in which label $i$ is replaced by the number `null` exactly where `coins[i]` is less than `share`. `coins` holds one uniform number in $[0,1)$ for each label. `y` itself must stay as it is. (The check compares values. That the result is int64, as `y` is, see to it yourself: a table of embeddings takes no other numbers.)
 
 # %%
 def dropped(y, coins, share, null):
@@ -465,7 +466,7 @@ check("8.3", dropped)
 # \tag{8.14}
 # $$
 #
-# On the right stands the step that (8.8) multiplies by $1+w$, squared. For a trained network the two sides are two measurements, and need not agree; how near they come shows how far it is two exact denoisers.
+# On the right stands the step that (8.8) multiplies by $1+w$, squared. For a trained network the two sides are two measurements, and need not agree; how near they come shows how far it is two exact denoisers. (Of the digits we plot the means over the pixels, $\tfrac1{64}$ of either side.)
 
 # %%
 levels = (1, 20, 60, 100, 150, 200, 300, 400, 500, 600, 800, 1000)
@@ -484,7 +485,7 @@ def apart(t):
 worth = torch.stack([apart(t) for t in levels])
 saved = torch.stack([floor_of(t, 2) - weights[0] * floor_of(t, 0) - weights[1] * floor_of(t, 1)
                      for t in levels])
-claim("8.14", worth[1:], saved[1:], tol=1e-8, note="two classes on a line")
+claim("8.14", worth, saved, tol=1e-8, note="two classes on a line")
 
 by_network = []
 for t in levels:
@@ -505,10 +506,10 @@ right.plot(levels, by_network[:, 0], "o-", ms=4, color=BLUE, label="loss saved b
 right.plot(levels, by_network[:, 1], "s--", ms=4, color=ORANGE, label="distance of the guesses")
 right.set(xlabel="$t$", title="held-out digits, the network")
 right.legend(fontsize=8)
-show(fig, """Two panels, what the label is worth against t. Left, two classes on a line: zero at
-t = 1, a hump, and nearly zero again at t = 1000. Right, the digits network: two curves, the loss
-saved by the label and the squared distance of the two guesses, both small at both ends with a
-hump in between.""")
+show(fig, """Two panels, what the label is worth against t. Left, two classes on a line: nearly
+zero at t = 1, a hump, and nearly zero again at t = 1000. Right, the digits network: two curves,
+the loss saved by the label and the squared distance of the two guesses, both small at both ends
+with a hump in between.""")
 peak = levels[int(worth.argmax())]
 fact("on the line: the t where the label is worth most; its worth at t = 20, there, at t = 1000",
      [peak, worth[1], worth.max(), worth[-1]], digits=2)
@@ -519,7 +520,7 @@ fact("digits: loss saved by the label, and distance of the guesses, there", by_n
      digits=2, uncertainty=2e-5)
 
 # %% [markdown]
-# *When does the label matter?* In the middle of the chain. On the digits the two curves are one from $t=200$ on: there the network is two good denoisers. Below, its guesses differ by more than the label saves, and at $t=1$ the label does harm. These are errors of the network, and guidance multiplies them as it does the rest. Near the data $x_t$ tells its class itself, and near pure noise the label moves the best guess of the noise by next to nothing, because that guess is almost $x_t$ itself. (The hump says where the *guesses of the noise* differ. At large $t$ the small difference in $\hat\varepsilon$ is a large one in $\hat x_0$, (4.47).) Between the two, the label decides to which class a sample goes. Section 8.12 makes use of it.
+# *When does the label matter?* Between the two ends of the chain: most at $t=150$ on the line, at $t=300$ for the digits. On the digits the two curves are one from $t=200$ on: there the network is two good denoisers. Below, its guesses differ by more than the label saves, and at $t=1$ the label does harm. These are errors of the network, and guidance multiplies them as it does the rest. Near the data $x_t$ tells its class itself, and near pure noise the label moves the best guess of the noise by next to nothing, because that guess is almost $x_t$ itself. (The hump says where the *guesses of the noise* differ. At large $t$ the small difference in $\hat\varepsilon$ is a large one in $\hat x_0$, (4.47).) Between the two, the label decides to which class a sample goes. Section 8.12 makes use of it.
 #
 # **In the sampler** both guesses come from one call with a batch of twice the size, $x_t$ and $x_t$ again, with the labels $y$ and $\varnothing$. Guidance doubles the cost of a step.
 #
@@ -631,14 +632,14 @@ check("8.5", tilted_eps)
 # \tag{8.17}
 # $$
 #
-# Compare with (8.15). The noised tilt has the *average of the power*, guidance has the *power of the average*. For the powers 1 and 0 these agree: at $w=0$ and $w=-1$, where guidance is plain sampling with and without label, all is well. For any other $w$ they differ, wherever $x_t$ leaves the class of $x_0$ in doubt. The difference of the two scores is
+# Compare with (8.15). The noised tilt has the *average of the power*, guidance has the *power of the average*. For the powers 1 and 0 these agree: at $w=0$ and $w=-1$, where guidance is plain sampling with and without label, all is well. For any other $w$ they differ, wherever $x_t$ leaves the value of $q(y\mid x_0)$ in doubt. The difference of the two scores is
 #
 # $$
 # \nabla\log\tilde\pi_t-\nabla\log\pi_t\;=\;\nabla\,\log\frac{\mathbb E\big[\,q(y\mid x_0)^{1+w}\mid x_t\,\big]}{\mathbb E\big[\,q(y\mid x_0)\mid x_t\,\big]^{1+w}} .
 # \tag{8.18}
 # $$
 #
-# For $w>0$ the fraction is at least 1, by Jensen's inequality (T.27). As $t\to0$, $x_0$ is known from $x_t$, both averages are of a single value, and the difference vanishes, in proportion to $1-\bar\alpha_t$: the variance of a smooth function of $x_0$ given $x_t$ is of that size. So the guided score is right at the end of the walk, and wrong on the way there. The cell computes both sides by quadrature: $\tilde\pi_t$ by averaging $\nabla\log q(x_t\mid x_0)$ over the tilt, which
+# For $w>0$ the fraction is at least 1, by Jensen's inequality (T.26), because $u\mapsto u^{1+w}$ is convex. As $t\to0$, $x_0$ is known from $x_t$, both averages are of a single value, and the difference vanishes, in proportion to $1-\bar\alpha_t$: the variance of a smooth function of $x_0$ given $x_t$ is of that size. So the guided score is right at the end of the walk, and wrong on the way there. The cell computes both sides by quadrature: $\tilde\pi_t$ by averaging $\nabla\log q(x_t\mid x_0)$ over the tilt, which
 # does not know of (8.18).
 
 # %%
@@ -759,23 +760,40 @@ already falling; DDPM's lies between.""")
 #
 # ## 8.10 The same in closed form
 #
-# One case can be solved, and it gives the rule of thumb. Let $x_0\sim\mathcal N(0,V)$ on a line, and let the "label" be a number: $x_0$ seen through Gaussian noise. Then $x_0\mid y\sim\mathcal N(\mu,U)$ with some $\mu$ and $U<V$ (T.20), and every score is linear. Use $u_t=x_t/\sqrt{\bar\alpha_t}=x_0+\sqrt{n}\,\varepsilon$ as the state, with the noise-to-signal ratio
-# $n=(1-\bar\alpha_t)/\bar\alpha_t$ as the clock (3.14). Given $y$, $u_t$ has variance $U+n$; without, $V+n$. So by (8.9) the guided score in $u$ is a line, whose slope is $-a$ with
+# One case can be solved, and it gives the rule of thumb. Let $x_0\sim\mathcal N(0,V)$ on a line, and let the "label" be a number: $x_0$ seen through Gaussian noise. Then $x_0\mid y\sim\mathcal N(\mu,U)$ with some $\mu$ and $U<V$ (T.20), and every score is linear. Use $u_t=x_t/\sqrt{\bar\alpha_t}=x_0+\sqrt{n}\,\varepsilon$ as the state, and as the clock
+# $n=(1-\bar\alpha_t)/\bar\alpha_t$, the variance of the noise over the square of the signal's weight (3.14). (It is the square of chapter 9's clock $r_t$.) Given $y$, $u_t$ has variance $U+n$; without, $V+n$. So by (8.9) the guided score in $u$ is a line, whose slope is $-a$ with
 #
 # $$
 # a(n)\;=\;\frac{1+w}{U+n}-\frac{w}{V+n} .
 # \tag{8.20}
 # $$
 #
-# The tilt $\pi_t$ is Gaussian with variance $1/a(n)$. What does a sampler do? Divide a step of DDPM, (4.18) with $\hat x_0$, by $\sqrt{\bar\alpha_s}$. With $n_t$ and $n_s$ for the clock at the step's two ends, the weights become $u_s=\hat x_0+\frac{n_s}{n_t}(u_t-\hat x_0)+$ noise of variance $\frac{n_s}{n_t}(n_t-n_s)$. By (4.43) $u_t-\hat x_0$ is $-n_t$ times the score in $u$, and its part that grows with $u_t$ is $n_t\,a\,u_t$. So a step multiplies deviations from the mean by $1-(n_t-n_s)\,a$ and adds that noise.
-# DDIM's step, (9.20), is $u_s=u_t-(\sqrt{n_t}-\sqrt{n_s})\,\hat\varepsilon$, which multiplies them by $1-(\sqrt{n_t}-\sqrt{n_s})\sqrt{n_t}\,a\approx1-\tfrac12(n_t-n_s)\,a$ and adds nothing. In between, (9.14) gives $1-\tfrac12(1+\eta^2)(n_t-n_s)\,a$ and noise of variance $\eta^2(n_t-n_s)$, up to terms of second order in the step. Square the factor for the variance $R$ of $u$; as the steps become short,
+# Read in $u_t$, the tilt $\pi_t$ is Gaussian with variance $1/a(n)$. What does a sampler do? Let $n_t$ and $n_s$ be the clock at the two ends of a step.
+#
+# *DDPM.* Divide its step, (4.18) with $\hat x_0$ and fresh noise, by $\sqrt{\bar\alpha_s}$. The weights become
+#
+# $$
+# u_s\;=\;\hat x_0+\frac{n_s}{n_t}\,(u_t-\hat x_0)+\text{noise of variance }\frac{n_s}{n_t}\,(n_t-n_s) .
+# $$
+#
+# By (4.43) $u_t-\hat x_0$ is $-n_t$ times the score in $u$. Its part that grows with $u_t$ is $n_t\,a\,u_t$. So a step multiplies deviations from the mean by $1-(n_t-n_s)\,a$, and adds that noise.
+#
+# *DDIM.* Its step is (9.20), with $\hat\varepsilon=(u_t-\hat x_0)/\sqrt{n_t}$:
+#
+# $$
+# u_s\;=\;u_t-\big(\sqrt{n_t}-\sqrt{n_s}\big)\,\hat\varepsilon .
+# $$
+#
+# It multiplies deviations by $1-(\sqrt{n_t}-\sqrt{n_s})\sqrt{n_t}\,a$. For a short step that is $1-\tfrac12(n_t-n_s)\,a$. It adds nothing.
+#
+# *In between*, (9.14) gives the factor $1-\tfrac12(1+\eta^2)(n_t-n_s)\,a$ and noise of variance $\eta^2(n_t-n_s)$, both up to terms of second order in the step. Let $R$ be the variance of $u$. A step multiplies it by the square of the factor and adds the variance of the noise. As the steps become short,
 #
 # $$
 # \frac{dR}{dn}\;=\;(1+\eta^2)\,a(n)\,R-\eta^2 .
 # \tag{8.21}
 # $$
 #
-# At $w=0$, $R=U+n$ solves this for every $\eta$: all samplers have the right marginals. With guidance they do not agree. Write $\rho=U/V$, and start at $n=\infty$ with $R/n\to1$. Then at $n=0$
+# At $w=0$, $R=U+n$ solves this for every $\eta$: all samplers have the right marginals. With guidance they do not agree. Write $\rho=U/V$, take $w\ge0$, and start at $n=\infty$ with $R/n\to1$. Then at $n=0$
 #
 # $$
 # \underbrace{\frac{U}{1+w\,(1-\rho)}}_{\text{tilt }\pi_0}\,,
@@ -877,7 +895,7 @@ ax.semilogy(dial, rho**dial, color=ORANGE, label=r"$\eta=0$")
 ax.set(xlabel="$w$", ylabel="variance / $U$")
 ax.legend()
 show(fig, """Variance over U against w, logarithmic. The tilt falls slowly, to 0.17 at w = 8; DDPM
-falls to half of that; DDIM falls along a straight line, to 4e-4.""")
+ends at little more than half of that; DDIM falls along a straight line, to 4e-4.""")
 
 # %% [markdown]
 # **Exercise 8.6** (3 points, 15 minutes, ●●○) — *Explain.* A colleague says: "With strength $w$ I draw from $p(x_0)\,p(y\mid x_0)^{1+w}$, properly normalised. It is like lowering the temperature: more steps and a better network bring me as near to that density as I like." What is right in this, what is wrong, and how would you show it to them on an example? (Eight sentences are enough.)
@@ -905,8 +923,8 @@ check("8.7", interval_variance)
 #
 # Mixtures have perfect denoisers. What does the dial do with a trained network? The digits network that ships with the book was trained as that of chapter 7, with the ten classes and a tenth of the labels dropped. For each $w$, five times as many digits as are held out (355) are generated, *with the labels of the held-out ones*, in 25 steps of DDIM. Measured are
 #
-# - **fidelity**: how often the book's classifier sees the digit that was asked for, and precision (T.47);
-# - **variety**: recall (T.47), and the variance of the classifier's 24 features *within* a class, as a share of that of real digits;
+# - **fidelity**: how often the book's classifier sees the digit that was asked for (the column `right`), and precision (T.47);
+# - **variety**: recall (T.47), and the variance of the classifier's 24 features *within* a class, summed over features and averaged over classes, as a share of that of real digits (the column `spread`);
 # - **both in one number**: the Fréchet distance (T.45), beside what other real digits get, the floor.
 #
 # The table takes some minutes, so it was made beforehand (`measurements/guidance.py`; `make measure` repeats it), with 95 % intervals over the five generations. One point is measured again here.
@@ -957,8 +975,11 @@ for _ in range(25):                                    # training digits, with a
                             for own, n in zip(by_class, counts, strict=True)])
         assert len(chosen) == len(heldout)
         matched.append(frechet_distance(features[chosen], real))
-fact("floor: other real digits; and with the held-out digits' own numbers of each class",
-     [stored["floor"]["mean"], sum(matched) / len(matched)], digits=2)
+matched, drawn = Estimate.of(matched), by_w[1]["floor"]
+print("w = 0, the verdict of the protocol:", by_w[1]["verdict"])
+for name, row in (("distance at w = 0", by_w[1]["distance"]), ("floor, drawn at random", drawn),
+                  ("floor, as many of each class", asdict(matched))):
+    fact(f"{name}, and its interval", [row["mean"], row["low"], row["high"]], digits=3)
 fact("w = 0: nearer to a training image than held-out digits are, and near-copies, in shares",
      [share["mean"] for share in (by_w[1]["share_nearer"], by_w[1]["share_copied"])], digits=2)
 noisy_row, plain_row = record["eta_1"], next(r for r in by_w if r["settings"]["w"] == 2.0)
@@ -1001,16 +1022,16 @@ real digits.""")
 # %% [markdown]
 # *What does the dial buy, and what does it cost?* It buys certainty. With $w=0$ the classifier sees the right digit as often as with real ones, 98.5 % against 98.9 %; with $w\ge1$ always. That is *more* than the truth: real digits contain doubtful ones, and guidance leaves them out. It costs variety. Recall falls from 0.88 to 0.64 at $w=1$ and to 0.30 at $w=8$, the spread within a class to about half. Precision, too, falls back in the end.
 #
-# **And the distance is lowest at $w=0$.** Already $w=1$ is clearly worse by it, $w=8$ seven times as far. So guidance is no improvement "of quality" as such. It trades one thing for another, and the Fréchet distance, which compares whole distributions, does not reward the trade if the network was good without it. (On ImageNet the best distance is found at a small $w>0$, and stronger guidance makes it worse there too, the CFG paper reports. Its networks had more to gain.)
+# **And the distance is lowest at $w=0$.** Already $w=1$ is clearly worse by it, $w=8$ seven times as far. So guidance is no improvement "of quality" as such. It trades one thing for another, and the Fréchet distance, which compares whole distributions, does not reward the trade if the network was good without it. (On ImageNet the best distance is found at a small $w>0$, and stronger guidance makes it worse there too, the CFG paper reports.)
 #
-# **A verdict that is not to be believed.** The protocol of the toolbox calls the row $w=0$ "memorises", because its interval lies below that of the floor. Look closer, as one should. These digits were made with the held-out digits' own labels, so the numbers of each class agree exactly; the floor's training digits were drawn at random. With the numbers of each class matched, the floor is at 0.14, inside the interval of $w=0$, and the other signs of copying are absent, as printed: near-copies are one in a thousand.
+# **A verdict that is not to be believed.** [The protocol of the toolbox](A_toolbox.ipynb#T.12-How-we-will-measure) calls the row $w=0$ "memorises", because its interval, 0.140 to 0.196, lies below that of the floor, which begins at 0.202. Look closer, as one should. These digits were made with the held-out digits' own labels, so the numbers of each class agree exactly; the floor's training digits were drawn at random. With the numbers of each class matched, the floor falls from 0.215 to 0.140, with an interval from 0.134 to 0.146. It now lies about the lower end of the interval of $w=0$, no longer above it, and nothing says any more that the distance is below the floor. The other signs of copying are absent, as printed: near-copies are one in a thousand, and the share nearer, 0.48, is about one half. (`python -m ddpm_lite evaluate` draws the labels of each generation at random from the training labels; there the floor is a fair one.)
 #
-# **With fresh noise**, $\eta=1$, at the same $w$ and number of steps, the distance is smaller, and recall hardly differs. Little is seen of section 8.10's exponential narrowing: from $w=2$ to $w=8$ the spread hardly falls. That section had one class seen through noise and a perfect denoiser; here $\hat x_0$ is clipped to $[-1,1]$, and at large $w$ the network is asked about points unlike any on which it was trained.
+# **With fresh noise**, $\eta=1$, at the same $w$ and number of steps, the distance is smaller, and recall hardly differs. Little is seen of section 8.10's exponential narrowing: from $w=2$ to $w=8$ the spread hardly falls. That section had Gaussian data and a perfect denoiser. Here the data are others, the steps are few, $\hat x_0$ is clipped to $[-1,1]$, and the network is no perfect denoiser; which of these counts most we have not measured.
 
 # %% [markdown]
 # ## 8.12 Guidance for part of the way
 #
-# Section 8.6 has shown that the label matters in the middle of the chain. So guide there, and use the plain conditional guess, one call instead of two, elsewhere: `guided(…, interval=(low, high))`. The weight becomes a function of the step,
+# Section 8.6 has shown that the label matters between the two ends of the chain: most at $t=150$ on the line, at $t=300$ for the digits. So guide there, and use the plain conditional guess, one call instead of two, elsewhere: `guided(…, interval=(low, high))`. The weight becomes a function of the step,
 #
 # $$
 # w(t)\;=\;w\quad\text{if } t_{\text{low}}\le t\le t_{\text{high}} ,\qquad w(t)=0\quad\text{otherwise.}
@@ -1047,9 +1068,9 @@ fact("guesses asked for in 25 steps: nowhere, in each third, everywhere",
      [25 + sum(a <= t <= b for t in grid) for a, b in ((1, 0), *thirds, (1, T))])
 
 # %% [markdown]
-# *Where does guidance act?* Not near pure noise: the third of the chain from 667 up changes next to nothing, on the line and for the digits, and costs as much as the others. That is (8.14) again. The other two thirds each bring certainty by themselves, at about half of the loss of recall that guidance everywhere brings, and with a third fewer guesses. On the line the two differ: in the middle, guidance moves the class and leaves its width, while near the data it narrows it.
+# *Where does guidance act?* Least near pure noise. Guiding from 667 up moves the mean on the line by an eighth of what guidance everywhere does. For the digits it takes the spread from 0.93 to 0.86 and recall from 0.88 to 0.85, and leaves the distance where it was; and it costs as many guesses as the others. That is (8.14) again. The other two thirds each bring certainty by themselves, at about half of the loss of recall that guidance everywhere brings, and with a third fewer guesses. On the line both move the mean equally far, to 0.88 and 0.89, and differ in the width: near the data it is halved, in the middle it shrinks by a fifth.
 #
-# The paper that proposed the interval found more on ImageNet: guidance at high noise does harm, at low noise little, and the middle alone improves the distance. For our digits the middle third at $w=4$ is no better than a smaller $w$ all the way: $w=1$ has the same recall, 0.64, and a distance of 0.30. An interval is one more dial, to be measured, not a rule.
+# The paper that proposed the interval found more on ImageNet: guidance at high noise does harm, at low noise little, and the middle alone improves the distance. For our digits the middle third at $w=4$ is no better than a smaller $w$ all the way: $w=1$ has nearly the same recall, 0.64 against 0.65, and a distance of 0.30 against 0.44. An interval is one more dial, to be measured, not a rule.
 
 # %% [markdown]
 # ## 8.13 Too bright, and other limits
@@ -1062,7 +1083,7 @@ fact("guesses asked for in 25 steps: nowhere, in each third, everywhere",
 # \tag{8.26}
 # $$
 #
-# At $\zeta=1$ the spread is that of the conditional guess exactly. The paper's own choice is $\zeta=0.7$. It is a repair, not a consequence of anything: (8.26) is the score of no density that we could name.
+# At $\zeta=1$ the spread is that of the conditional guess exactly. It is a repair, not a consequence of anything: (8.26) is the score of no density that we could name.
 
 # %%
 cloud = GaussianMixture([0.5, 0.5], 0.5 * draws(2, 16, seed=11),
@@ -1084,9 +1105,9 @@ for name, row in (("w = 0", none), ("ζ = 0", by_w[-1]), *rescaled_rows):
 print(f"{'real digits':>15} {genuine['accuracy']:>7.3f} {'':>7} {'':>9} {genuine['white']:>13.3f}")
 
 # %% [markdown]
-# *Does it help?* Judge by the data. Real digits have 9 % white pixels. Unguided samples have fewer, 6.6 %; guidance with $w=8$ brings the share up to that of real digits, and rescaling takes some of it away again. With 17 grey levels and a clipped $\hat x_0$ nothing is over-exposed, and rescaling buys some recall at the price of a larger distance. It was made for the large pictures of a latent-space network, where no $\hat x_0$ is clipped. The cell after the next pitfall shows that the disease is there: unclipped, most of $\hat x_{0,w}$ lies out of range.
+# *Does it help?* Judge by the data. Real digits have 9 % white pixels. Unguided samples have fewer, 6.6 %; guidance with $w=8$ brings the share up to that of real digits, and rescaling takes some of it away again. So there is nothing to repair here, and rescaling buys some recall at the price of a larger distance. It was proposed for a text-to-image network. Our sampler clips $\hat x_0$; unclipped, most of $\hat x_{0,w}$ lies out of range, as the cell after the next pitfall shows.
 #
-# > **Pitfall: the spread of the wrong thing.** The paper's networks predict $v$, and it rescales what they predict. Libraries apply the same lines to whatever a network predicts, and most predict $\varepsilon$. That is another method. Near pure noise $\hat\varepsilon$ is nearly $x_t$ with or without guidance, so its spread hardly changes, while $\hat v$ and $\hat x_0$ run away. The cell compares the ratios on our network: what (8.26) would correct, and what the version in $\varepsilon$ sees of it. (`guided` converts to $v$ first, whatever the network predicts.)
+# > **Pitfall: the spread of the wrong thing.** The paper's networks predict $v$, and it rescales what they predict. The function [`rescale_noise_cfg`](https://github.com/huggingface/diffusers/blob/main/src/diffusers/pipelines/stable_diffusion/pipeline_stable_diffusion.py) of diffusers applies the same lines to whatever the network predicts. If that is $\varepsilon$, it is another method. Near pure noise $\hat\varepsilon$ is nearly $x_t$ with or without guidance, so its spread hardly changes, while $\hat v$ and $\hat x_0$ run away. The cell compares the ratios on our network: what (8.26) would correct, and what the version in $\varepsilon$ sees of it. (`guided` converts to $v$ first, whatever the network predicts.)
 
 # %%
 w, outside = 8.0, {}
@@ -1110,10 +1131,10 @@ for t in (900, 600, 300):
     print(f"    share of x̂_0 outside [-1.1, 1.1], w = 0 and 8: {beyond[0]:.0%}, {beyond[1]:.0%}")
 
 # %% [markdown]
-# > **Pitfall: clip, then guide.** Clipping $\hat x_0$ to $[-1,1]$ is the commoner remedy, and the order matters. Clip the two guesses first and combine them afterwards, and the result may lie anywhere up to $1+2w$. Combine first, clip once, and derive $\hat\varepsilon$ again from the clipped $\hat x_0$, (4.48). A sampler that clips what the guided denoiser returns does just that.
+# > **Pitfall: clip, then guide.** Clipping $\hat x_0$ to $[-1,1]$ is the other remedy, and the order matters. Clip the two guesses first and combine them afterwards, and the result may lie anywhere up to $1+2w$. Combine first, clip once, and derive $\hat\varepsilon$ again from the clipped $\hat x_0$, (4.48). A sampler that clips what the guided denoiser returns does just that.
 #
-# > **Pitfall: guidance of a variance.** A network with a learned variance returns two halves, the prediction and the place $f$ of $\log\sigma_t^2$ between $\log\tilde\beta_t$ ($f=0$) and $\log\beta_t$ ($f=1$). Only the prediction is to be extrapolated. The line through two values of $f$ leaves $[0,1]$ at once, and its exponential is a variance outside both bounds. The library guides the first half, and hands on the second as the conditional network gave it. A well-known latent-space model splits at a written *three* channels, where its latents have four;
-# > a comment there says that this is kept so that its numbers can be reproduced, and that all channels would be the standard. Whoever copies the line without the comment leaves the fourth channel unguided.
+# > **Pitfall: guidance of a variance.** A network with a learned variance returns two halves, the prediction and the place $f$ of $\log\sigma_t^2$ between $\log\tilde\beta_t$ ($f=0$) and $\log\beta_t$ ($f=1$). Only the prediction is to be extrapolated. The line through two values of $f$ may leave $[0,1]$, and then its exponential is a variance outside the two bounds. The library guides the first half, and hands on the second as the conditional network gave it. The [code of DiT](https://github.com/facebookresearch/DiT/blob/4961bcb01370bc5a552909b2f4c1b0f096e3f79e/models.py) splits at a written *three* channels, where its latents have four;
+# > a comment there says that this is kept for exact reproducibility, and that all channels would be the standard. Whoever copies the line without the comment leaves the fourth channel unguided.
 
 # %%
 clipped = [diffusion.predict(e, x_t, t, clip=(-1, 1)).x0 for e in (told, null)]
@@ -1162,7 +1183,7 @@ check("8.8", rescaled)
 # | (8.3), (8.4) | Bayes' rule on scores | | Dhariwal and Nichol |
 # | (8.5) | guidance by a classifier | | Dhariwal and Nichol |
 # | (8.6) | right as often, and another gradient | | |
-# | (8.8), (8.10) | classifier-free guidance, in any prediction | `guided` | CFG Eq. 6 |
+# | (8.8), (8.10) | classifier-free guidance, in any prediction | `guided` | (8.8): CFG Eq. 6 |
 # | (8.9), (8.15) | it is the score of the tilted law of $x_t$, at every $t$ | | CFG |
 # | (8.11) | the scale is $1+w$ | `scale_from_w`, `w_from_scale` | |
 # | (8.12), (8.13) | dropped labels make the unconditional denoiser | `drop_labels` | CFG |
@@ -1182,5 +1203,5 @@ progress("8")
 # - Jonathan Ho and Tim Salimans, *Classifier-free diffusion guidance* ([2207.12598](https://arxiv.org/abs/2207.12598), 2022; a short version at a workshop of NeurIPS 2021): sections 8.4 and 8.6, and the $w$ of this book.
 # - Shanchuan Lin, Bingchen Liu, Jiashi Li and Xiao Yang, *Common diffusion noise schedules and sample steps are flawed* ([2305.08891](https://arxiv.org/abs/2305.08891), 2023): the rescaling of section 8.13.
 # - Tuomas Kynkäänniemi, Miika Aittala, Tero Karras, Samuli Laine, Timo Aila and Jaakko Lehtinen, *Applying guidance in a limited interval improves sample and distribution quality in diffusion models* ([2404.07724](https://arxiv.org/abs/2404.07724), 2024): section 8.12, measured on ImageNet-512, where the best FID falls from 1.81 to 1.40.
-# - Arwen Bradley and Preetum Nakkiran, *Classifier-free guidance is a predictor-corrector* ([2408.09000](https://arxiv.org/abs/2408.09000), 2024): that neither DDIM nor DDPM draws from the tilt, and that DDPM's guidance is a sharpening with $2\gamma-1$ in the place of $\gamma=1+w$, the $1+2w$ of (8.22).
+# - Arwen Bradley and Preetum Nakkiran, *Classifier-free guidance is a predictor-corrector* ([2408.09000](https://arxiv.org/abs/2408.09000), 2024): that neither DDIM nor DDPM draws from the tilt, and that, as steps become short, guided DDPM is DDIM for the plain conditional law together with a Langevin sampler of a tilt. Count the scores to see which: in a short step DDPM takes twice the score that DDIM takes, and $2\,[(1+w)\nabla\log q(x_t\mid y)-w\nabla\log q(x_t)]=\nabla\log q(x_t\mid y)+[(1+2w)\nabla\log q(x_t\mid y)-2w\nabla\log q(x_t)]$. The tilt has the power $1+2w$ in the place of $1+w$ (their $2\gamma-1$ in the place of $\gamma$); it is the $1+2w$ of (8.22).
 # - Muthu Chidambaram, Khashayar Gatmiry, Sitan Chen, Holden Lee and Jianfeng Lu, *What does guidance do? A fine-grained analysis in a simple setting* ([2409.13074](https://arxiv.org/abs/2409.13074), 2024): guided samples move to the edge of the class, proved for mixtures.

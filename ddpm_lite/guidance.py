@@ -93,8 +93,10 @@ def guided(
     Where the denoiser learns a variance too (twice the channels), the second half is handed on as
     the conditional denoiser gave it: only predictions are extrapolated.
 
-    Book: (8.8), (8.9), (8.10), (8.15), (8.18), (8.25), (8.26).
+    Book: (8.8).
     Paper: CFG Eq. 6.
+
+    Book: (8.9), (8.10), (8.15), (8.18), (8.25), (8.26).
 
     Args:
         denoiser: called once for each step, with both halves in one batch of 2B, conditional

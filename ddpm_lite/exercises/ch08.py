@@ -16,6 +16,36 @@ def _strong_chain(rng, T):
     return np.concatenate([[1.0], np.cumprod(1 - rng.uniform(0.1, 0.5, T))])
 
 
+class _Watched:
+    """Labels that an answer is given as a tensor, which stays at hand to be read after the call."""
+
+    def __init__(self, labels):
+        self.given = torch.from_numpy(np.array(labels, dtype=np.int64))
+
+    def __deepcopy__(self, memo):
+        # An answer is given copies of its arguments. This one's copy is the tensor that is watched.
+        return self.given
+
+
+def _labels_watched(place):
+    """An `observe` for answers with labels as argument `place`: results, and what they left of y.
+
+    The labels come first, so that they are also the first thing in which an answer is found to
+    differ: a result that was made from spoilt labels says less.
+    """
+
+    def observe(answer, inputs):
+        results, left = {}, []
+        for call, arguments in enumerate(inputs):
+            labels = _Watched(arguments[place])
+            changed = [*arguments[:place], labels, *arguments[place + 1 :]]
+            results[f"0@{call}"] = np.asarray(answer(*changed))
+            left.append(labels.given.numpy())
+        return {"your y after the calls": np.stack(left), **results}
+
+    return observe
+
+
 # ---- 8.1 -----------------------------------------------------------------------------------------
 
 
@@ -79,13 +109,19 @@ def _share_of_the_batch(y, coins, share, null):
     return torch.where(places, null, y)
 
 
+def _in_place(y, coins, share, null):
+    y[coins < share] = null
+    return y
+
+
 def _batches(rng):
-    """Labels from 1 on, coins on both sides of the share, the first on one side or the other."""
+    """Labels from 1 on, coins on both sides of the share, one on it, the first on either side."""
     calls = []
     for first_low in (True, False, True):
         classes, share = int(rng.integers(4, 8)), float(rng.uniform(0.3, 0.6))
         low = np.array([first_low, *([not first_low, False, True] * 4)])
         coins = np.where(low, share * rng.uniform(0.1, 0.9, 13), 1 - 0.3 * rng.uniform(0, 1, 13))
+        coins[2] = share  # not below it, so this label stays
         calls.append((rng.integers(1, classes, 13), coins, share, classes))
     return calls
 
@@ -123,7 +159,12 @@ def _zero_for_null(denoiser, x, t, y, w, null):
     return guided_eps(denoiser, x, t, y, w, 0)
 
 
-@dataclass(frozen=True)
+def _labels_overwritten(denoiser, x, t, y, w, null):
+    told = denoiser(x, t, y)
+    return (1 + w) * told - w * denoiser(x, t, y.fill_(null))
+
+
+@dataclass(frozen=True, repr=False)
 class _Guess:
     """A stand-in for a network with labels: ε̂ = a_t·tanh(x + b_y)."""
 
@@ -134,6 +175,9 @@ class _Guess:
         slope = torch.tensor(self.slopes, dtype=x.dtype)[t]
         shift = torch.tensor(self.shifts, dtype=x.dtype)[y]
         return slope[:, None] * torch.tanh(x + shift[:, None])
+
+    def __repr__(self):
+        return "<a stand-in for a network>"
 
 
 def _asked(rng):
@@ -184,12 +228,13 @@ def _power_w(x, t, y, w, weights, means, variances, alpha_bar):
     return tilted_eps(x, t, y, w - 1, weights, means, variances, alpha_bar)
 
 
-def _no_noise_in_the_spread(x, t, y, w, weights, means, variances, alpha_bar):
-    spread = alpha_bar[t] * variances
-    gap = x[:, None] - alpha_bar[t] ** 0.5 * means
-    share = (weights.log() - gap**2 / (2 * spread) - spread.log() / 2).softmax(1)
-    noise = (1 - alpha_bar[t]) ** 0.5 * gap / spread
-    return (1 + w) * noise[:, y] - w * (share * noise).sum(1)
+def _tilt_noised(x, t, y, w, weights, means, variances, alpha_bar):
+    clean = torch.linspace(-8, 8, 4001, dtype=x.dtype)
+    gap = clean[:, None] - means
+    parts = weights.log() - gap**2 / (2 * variances) - variances.log() / 2
+    tilt = parts.logsumexp(1) + (1 + w) * parts.log_softmax(1)[:, y]
+    noise = (x[:, None] - alpha_bar[t] ** 0.5 * clean) / (1 - alpha_bar[t]) ** 0.5
+    return ((tilt - noise**2 / 2).softmax(1) * noise).sum(1)
 
 
 def _mixtures(rng):
@@ -225,8 +270,8 @@ def _label_counted_again(U, V, w, low, high):
     return interval_variance(U, V, w + 1, low, high)
 
 
-def _clock_squared(U, V, w, low, high):
-    return interval_variance(U, V, w, low**2, high**2)
+def _tail_forgotten(U, V, w, low, high):
+    return interval_variance(U, V, w, low, high) * (U + low) / U
 
 
 def _upper_end_forgotten(U, V, w, low, high):
@@ -350,6 +395,7 @@ EXERCISES = [
         difficulty=1,
         equation="8.13",
         inputs=_batches,
+        observe=_labels_watched(0),
         reference=dropped,
         wrong={
             "kept-for-dropped": (
@@ -369,6 +415,11 @@ EXERCISES = [
                 _share_of_the_batch,
                 "You dropped a fixed part of the batch. The coins decide which, and how many.",
             ),
+            "in-place": (
+                _in_place,
+                "The labels that you return are right, but you changed y itself. Whoever called "
+                "you still needs it.",
+            ),
         },
         hints=(
             "Compare all coins with the share at once.",
@@ -385,6 +436,7 @@ EXERCISES = [
         difficulty=2,
         equation="8.8",
         inputs=_asked,
+        observe=_labels_watched(3),
         reference=guided_eps,
         wrong={
             "w-counted-as-scale": (
@@ -400,6 +452,11 @@ EXERCISES = [
             "zero-for-null": (
                 _zero_for_null,
                 "“No label” is the class with the number null, and you asked with class 0.",
+            ),
+            "labels-overwritten": (
+                _labels_overwritten,
+                "What you return is right, but you changed y itself: at the next step of a sampler "
+                "there would be no labels left.",
             ),
         },
         hints=(
@@ -437,9 +494,9 @@ EXERCISES = [
                 _power_w,
                 "Next to q(x_t) the class has the power 1 + w; w goes with q(x_t | y), see (8.15).",
             ),
-            "no-noise-in-the-spread": (
-                _no_noise_in_the_spread,
-                "The variance of class k at step t is ᾱ_t·V_k + 1 − ᾱ_t; you left out the noise.",
+            "tilt-noised": (
+                _tilt_noised,
+                "You noised the tilt: that is (8.17), and guidance is (8.15).",
             ),
         },
         hints=(
@@ -515,9 +572,10 @@ EXERCISES = [
                 "Outside the interval the label still counts once, so the interval adds w, not "
                 "1 + w.",
             ),
-            "clock-squared": (
-                _clock_squared,
-                "n is a ratio of variances already; it is not squared again.",
+            "tail-forgotten": (
+                _tail_forgotten,
+                "That is the variance of u at n = low. Below it R/(U + n) stays as it is, and n "
+                "still falls to 0.",
             ),
             "upper-end-forgotten": (
                 _upper_end_forgotten,
@@ -540,7 +598,7 @@ EXERCISES = [
         points=2,
         minutes=10,
         difficulty=1,
-        equation="8.25",
+        equation="8.26",
         inputs=_guesses,
         reference=rescaled,
         wrong={
@@ -565,7 +623,7 @@ EXERCISES = [
         },
         hints=(
             "One deviation for each row of v_y and of v_w: std(1, keepdim=True).",
-            "The fully rescaled guess is v_w times their ratio. Then (8.25) blends it with v_w.",
+            "The fully rescaled guess is v_w times their ratio. Then (8.26) blends it with v_w.",
             "(share·ratio + 1 − share)·v_w, with ratio = v_y.std(1, keepdim=True) / "
             "v_w.std(1, keepdim=True).",
         ),
