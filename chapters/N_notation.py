@@ -209,6 +209,8 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\varnothing$, $\tilde y$ | the null class, and the label after the coin that may drop it | (8.12) |
 # | $g$ | in chapter 8 the guidance scale of other software, $1+w$ | (8.11) |
 # | $u_t$, $r_t$ | $x_t/\sqrt{\bar\alpha_t}$ and its noise-to-signal ratio $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the clock of the ODE | (9.20) |
+# | $\rho$, $x_\rho$, $u(x,\rho)$ | flow matching's clock, from $0$ (noise) to $1$ (data), against $t$; the point $\rho x_0+(1-\rho)\varepsilon$; the mean velocity $\mathbb E[x_0-\varepsilon\mid x_\rho]$ there | (10.21) to (10.23) |
+# | $\kappa$ | in chapter 10 the continuous time $t/T$ | section 10.11 |
 #
 # All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local: they
 # are introduced where they are used, and belong to that section. (So do the parts of a network in chapter 6, where $k$ is the size of
@@ -304,7 +306,7 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | the bound equals the entropy where it must; decoder masses sum to one | `tests/test_objective.py` |
 # | their network, our network: same weights, same output | `tests/test_interchange.py` |
 #
-# ## Derivation map, chapters 2 to 9
+# ## Derivation map, chapters 2 to 10
 #
 # Which equation comes from which, and what has to be assumed on the way? The spine is
 # (2.2) → (3.5) → (3.7) → (3.10), (3.14) → (4.5) → (4.10), (4.12) → (4.18) → (4.23) → (4.49) → (5.13) → (5.18) → (5.21) → (7.1), (7.2), and with (9.6) → (9.14) → (9.24); from (3.14) a branch goes to (4.43), (4.44) and from there to (5.26).
@@ -356,6 +358,9 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | (9.4), (9.6) | **a prediction in the place of $x_0$**; nothing used that $s=t-1$ | (9.14), the update, on any sub-sequence | [9.6](09_ddim.ipynb#9.6-The-update,-term-by-term) |
 # | (9.14) with $\sigma_t=0$ | division by $\sqrt{\bar\alpha_s}$; steps that become dense | (9.20), (9.24), the ODE | [9.11](09_ddim.ipynb#9.11-The-equation-behind-it) |
 # | (9.24), (4.44) | the heat equation, and the continuity equation | (9.25) to (9.27): it carries the laws of $x_t$ | [9.11](09_ddim.ipynb#9.11-The-equation-behind-it) |
+# | (9.24), (4.44) | a noise level at every moment | (10.19), the ODE of the score | [10.11](10_how_good.ipynb#10.11-Door:-the-continuous-view) |
+# | (4.47) | two predictions of one network, two weights | (10.15), (10.16), losses by weight | [10.9](10_how_good.ipynb#10.9-Door:-velocity,-and-weights) |
+# | (3.14), (9.14) | the same signal-to-noise ratio on another path, and a factor for the size | (10.21) to (10.23), flow matching | [10.12](10_how_good.ipynb#10.12-Door:-flow-matching) |
 #
 # Down to (4.23) nothing is approximate, and the data need no more than a mean and a variance, where
 # these are named. Two properties of the noises carry everything: *Gaussian*, and *independent of what
