@@ -65,13 +65,19 @@ class Autoregressive(Family):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log density of the cell that x is in: log mass − D·log(bin width), nats, (B,)."""
+        """The log density of the cell that x is in: log mass − D·log(bin width), nats, (B,).
+
+        Book: (B.29).
+        """
         volume = self.dimension * math.log(self.bin_width)
         return self.log_mass(self.bin_of(self._points(x))) - volume
 
     @torch.no_grad()
     def log_mass(self, index: Tensor) -> Tensor:
-        """log p of cells given by their bins, int64 (B, D): nats, (B,). Over all cells Σ p = 1."""
+        """log p of cells given by their bins, int64 (B, D): nats, (B,). Over all cells Σ p = 1.
+
+        Book: (B.27).
+        """
         return self._log_masses(index).sum(1)
 
     @torch.no_grad()
@@ -119,7 +125,8 @@ class MaskedNetwork(nn.Module):
     numbers are ≤ m; output d sees the units whose numbers are < d. So whatever reaches output d
     started at a coordinate before d. Output 1 sees nothing, and is a bias.
 
-    Paper: MADE Eq. 13 for the last layer.
+    Source: MADE Eq. 13 for the last layer.
+    Book: (B.28).
     """
 
     def __init__(self, dimension: int, bins: int, width: int, generator: torch.Generator) -> None:

@@ -77,7 +77,10 @@ class Flow(Family):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(f(x); 0, I) + log|det ∂f/∂x| in nats, (B,): exact."""
+        """log N(f(x); 0, I) + log|det ∂f/∂x| in nats, (B,): exact.
+
+        Book: (B.22).
+        """
         z, log_det = self.to_noise(self._points(x))
         return standard_log_prob(z) + log_det
 
@@ -107,6 +110,8 @@ class Coupling(nn.Module):
 
     b: the coordinates first, first + 2, …; a: all others. θ: a network's answer, the widths,
     heights and slopes of the curve's pieces.
+
+    Book: (B.23).
     """
 
     def __init__(
@@ -197,7 +202,8 @@ def spline(x: Tensor, xs: Tensor, ys: Tensor, slopes: Tensor) -> tuple[Tensor, T
         value = y_k + h·(m·ξ² + δ_k·ξ(1−ξ))/N,
         slope = m²·(δ_{k+1}·ξ² + 2m·ξ(1−ξ) + δ_k·(1−ξ)²)/N².
 
-    Paper: arXiv:1906.04032 section 3.1.
+    Source: arXiv:1906.04032 section 3.1.
+    Book: (B.24), (B.25).
     """
     inside = x.abs() <= REACH
     x_in = x.clamp(-REACH, REACH)
@@ -215,7 +221,8 @@ def spline(x: Tensor, xs: Tensor, ys: Tensor, slopes: Tensor) -> tuple[Tensor, T
 def spline_inverse(y: Tensor, xs: Tensor, ys: Tensor, slopes: Tensor) -> Tensor:
     """The x whose `spline` is y: ξ solves a quadratic, whose root is taken without cancellation.
 
-    Paper: arXiv:1906.04032 section 3.1.
+    Source: arXiv:1906.04032 section 3.1.
+    Book: (B.26).
     """
     inside = y.abs() <= REACH
     y_in = y.clamp(-REACH, REACH)

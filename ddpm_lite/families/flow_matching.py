@@ -65,7 +65,10 @@ class FlowMatching(Family):
         return self.network(x, torch.as_tensor(rho, dtype=x.dtype, device=x.device).expand(len(x)))
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The mean over coordinates of (u_θ(x_ρ, ρ) − (x_0 − ε))², ρ uniform on [0, 1]."""
+        """The mean over coordinates of (u_θ(x_ρ, ρ) − (x_0 − ε))², ρ uniform on [0, 1].
+
+        Book: (B.33).
+        """
         noise = normal(tuple(x.shape), generator, x.dtype)
         drawn = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
         output = self.velocity(between(noise, x, drawn), drawn)
@@ -91,7 +94,10 @@ class FlowMatching(Family):
 
 
 def between(noise: Tensor, x0: Tensor, rho: float | Tensor) -> Tensor:
-    """x_ρ = (1−ρ)·ε + ρ·x_0, (B, D)."""
+    """x_ρ = (1−ρ)·ε + ρ·x_0, (B, D).
+
+    Book: (B.31).
+    """
     rho = _column(rho, x0)
     return (1 - rho) * noise + rho * x0
 
@@ -125,7 +131,10 @@ def eps_from_velocity(velocity: Tensor, x_rho: Tensor, rho: float | Tensor) -> T
 
 
 def rho_from_alpha_bar(alpha_bar: float | Tensor) -> Tensor:
-    """ρ = √ᾱ/(√ᾱ + √(1−ᾱ)): where ρ/(1−ρ), signal over noise, is √ᾱ/√(1−ᾱ); float64."""
+    """ρ = √ᾱ/(√ᾱ + √(1−ᾱ)): where ρ/(1−ρ), signal over noise, is √ᾱ/√(1−ᾱ); float64.
+
+    Book: (B.37).
+    """
     value = _unit(alpha_bar, "alpha_bar")
     return value.sqrt() / (value.sqrt() + (1 - value).sqrt())
 
@@ -137,7 +146,10 @@ def alpha_bar_from_rho(rho: float | Tensor) -> Tensor:
 
 
 def size(rho: float | Tensor) -> Tensor:
-    """√(ρ² + (1−ρ)²), float64: x_ρ is this times the x_t of the same signal-to-noise ratio."""
+    """√(ρ² + (1−ρ)²), float64: x_ρ is this times the x_t of the same signal-to-noise ratio.
+
+    Book: (B.37).
+    """
     rho = _unit(rho, "rho")
     return (rho.square() + (1 - rho).square()).sqrt()
 
@@ -147,6 +159,8 @@ def denoiser_of(field: Field, schedule: NoiseSchedule) -> Callable[..., Tensor]:
 
     With it every sampler of the package walks the field. A step of DDIM from t to s then is a step
     of Euler's method from ρ_t to ρ_s.
+
+    Book: (B.38).
     """
     level = rho_from_alpha_bar(schedule.alpha_bar)
 
@@ -163,6 +177,8 @@ def exact_velocity(law: GaussianMixture) -> Field:
 
     Both means are the oracle's, at x_t = x_ρ/√(ρ² + (1−ρ)²) and ᾱ = ρ²/(ρ² + (1−ρ)²). Their
     difference is defined at both ends: E[x_0] − x at ρ = 0, x at ρ = 1. One ρ for all rows.
+
+    Book: (B.32).
     """
 
     def field(x: Tensor, rho: float | Tensor) -> Tensor:
@@ -206,6 +222,7 @@ def log_prob_along(field: Field, x: Tensor, *, steps: int, solver: str) -> Tenso
     Along a solution d log p/dρ = −div u. So x is carried back to a z, the divergence is summed up
     on the way, and log p(x) = log N(z; 0, I) − ∫_0^1 div u dρ.
 
+    Book: (B.36).
     Source: Chen et al., "Neural Ordinary Differential Equations", arXiv:1806.07366, Theorem 1.
     """
 

@@ -119,6 +119,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     It is minus the game's value, and each mean is over all entries. Its least value, reached at
     h = log p_data − log p_θ, is log 4 − 2·JSD(p_data, p_θ).
 
+    Book: (B.1), (B.3).
     Paper: GAN Eq. 1, Theorem 1.
     """
     return softplus(-real).mean() + softplus(fake).mean()
@@ -131,6 +132,7 @@ def generator_loss(fake: Tensor) -> Tensor:
     −sigmoid(h) in h, which vanishes where the discriminator is sure, h → −∞: the slope of this
     loss is −sigmoid(−h), and does not.
 
+    Book: (B.5), (B.6).
     Paper: GAN, section 3.
     """
     return softplus(-fake).mean()
@@ -143,6 +145,8 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     best logit is flat on the data, and the penalty asks for just that.
 
     Paper: Mescheder et al. Eq. 9.
+
+    Book: (B.7).
     """
     real = real.detach().requires_grad_()
     # row i of the output depends on row i of the input only, so the gradient of the sum is them all

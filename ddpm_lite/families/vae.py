@@ -82,6 +82,8 @@ class VAE(Family):
     def elbo(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """An unbiased estimate of the bound in nats, (B,), from one z for each x.
         The divergence is in closed form, so only the first term of the bound is estimated.
+
+        Book: (B.12).
         """
         return self._bound(self._points(x), generator)
 
@@ -92,6 +94,7 @@ class VAE(Family):
         Its mean is a bound on log p_θ(x): the ELBO for k = 1, never lower for a larger k, and
         log p_θ(x) itself in the limit if the weights are bounded.
 
+        Book: (B.14).
         Source: arXiv:1509.00519.
         Raises:
             ValueError: if x is not a finite (B, D), or k is not positive.
@@ -143,6 +146,9 @@ def log_normal(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 def kl_to_standard(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, diag(variance)) ‖ N(0, I)) in nats, (B,), for (B, latent) each.
 
-    ½ Σ (variance + mean² − 1 − log variance). Paper: VAE, appendix B.
+    ½ Σ (variance + mean² − 1 − log variance).
+
+    Book: (B.12).
+    Paper: VAE, appendix B.
     """
     return 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(dim=-1)

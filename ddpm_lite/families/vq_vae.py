@@ -124,6 +124,7 @@ class VQVAE(Family):
         stops the gradient. The first moves encoder and decoder, the second the codebook towards
         the encoder, the third the encoder towards the codebook. It draws nothing.
 
+        Book: (B.19).
         Source: arXiv:1711.00937, with a Gaussian of fixed variance for its first term.
         """
         encoded = self.encode(x)
@@ -140,7 +141,10 @@ class VQVAE(Family):
 
     @torch.no_grad()
     def words(self, x: Tensor) -> Tensor:
-        """c(x): at each position the nearest codebook vector, int64 (B, P)."""
+        """c(x): at each position the nearest codebook vector, int64 (B, P).
+
+        Book: (B.17).
+        """
         return self._nearest(self.encode(self._points(x)))
 
     def decode(self, words: Tensor) -> Tensor:
@@ -164,6 +168,8 @@ class VQVAE(Family):
         """log p(c) + log N(x; m(c), ς² I) at c = c(x), in nats, (B,): one term of the sum over c.
 
         So it is exact, not an estimate, and the generator is not used.
+
+        Book: (B.21).
         """
         x = self._points(x)
         words = self.words(x)
@@ -173,6 +179,7 @@ class VQVAE(Family):
     def log_prob(self, x: Tensor) -> Tensor:
         """log Σ_c p(c) N(x; m(c), ς² I) in nats, (B,), by counting all K^P words.
 
+        Book: (B.20).
         Raises:
             ValueError: if x is not a finite (B, D), or there are more than 65,536 words.
         """
@@ -201,6 +208,8 @@ def straight_through(encoded: Tensor, chosen: Tensor) -> Tensor:
 
     The choice of the nearest vector has derivative zero almost everywhere, so the gradient that
     arrives at the chosen vectors is handed to the encoder unchanged.
+
+    Book: (B.18).
     """
     return encoded + (chosen - encoded).detach()
 
