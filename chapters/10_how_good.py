@@ -105,7 +105,7 @@ fact("Fréchet distance to held-out digits in raw pixels: Gaussian, copies",
      [frechet_distance(x.flatten(1), heldout.flatten(1)) for x in (normal, copies)], digits=2)
 
 # %% [markdown]
-# *Which of the four is the best model?* That depends on the number that one looks at. In bits per pixel, the first row is as good as the last, up to a tenth of a bit. By the Fréchet distance the second row wins, and it has only copied. In raw pixels, the third row is nearly as close to new digits as real digits are. Each number answers one question, and each can be perfect while the samples, or the model, are worthless. This chapter builds the cases where that happens, exactly, so that you know what to
+# *Which of the four is the best model?* That depends on the number that one looks at. In bits per pixel, the first row is as good as the last, to about a tenth of a bit. By the Fréchet distance the second row wins, and it has only copied. In raw pixels, the third row is nearly as close to new digits as real digits are. Each number answers one question, and each can be perfect while the samples, or the model, are worthless. This chapter builds the cases where that happens, exactly, so that you know what to
 # ask when somebody shows you a number. The second half opens the doors that lead on from here.
 #
 # **You will**
@@ -163,7 +163,7 @@ fact("cost in bits per dimension: digits, CIFAR-10, 256×256 in colour",
 # %% [markdown]
 # Papers report bits per dimension to two decimals. On CIFAR-10 this model and the perfect one would stand in one table with the same number.
 #
-# **Memorised.** Now the reverse: a model that draws a training image $x_i$ at random and adds noise of a tiny width $b$,
+# **Memorised.** Now the reverse: a model that draws one of the $N$ training images $x_i$, in $D$ dimensions, at random and adds noise of a tiny width $b$,
 # $p_{\text{mem}}(x)=\frac1N\sum_i\mathcal N(x;\,x_i,\,b^2I)$. Its samples are real images, to the eye. An average is at most the largest of its terms, and the largest Gaussian is that of the nearest image, so by (T.3)
 #
 # $$
@@ -171,7 +171,7 @@ fact("cost in bits per dimension: digits, CIFAR-10, 256×256 in colour",
 # \tag{10.2}
 # $$
 #
-# For a *new* image the minimum is positive, and as $b\to0$ the first term beats the logarithm: the cost grows beyond all bounds, like $1/b^2$. For a training image the minimum is zero, and the right side goes to $-\infty$.
+# For a *new* image the minimum is positive, and as $b\to0$ the first term beats the logarithm: the cost grows beyond all bounds, like $1/b^2$. For a training image $x_j$ the sum is at least its own term, so the cost is at most $\log N+\frac D2\log(2\pi b^2)$, which goes to $-\infty$ as $b$ does to 0.
 
 # %%
 def memoriser_nll(x, centres, b):
@@ -196,7 +196,7 @@ for b in (0.2, 0.05, 0.01):
 # %% [markdown]
 # So there is a model with nearly perfect bits whose pictures are noise, and one with perfect pictures and bits beyond any bound. *Between* these extremes the two disagree too, inside a single paper: of the models for CIFAR-10 in Improved DDPM ([2102.09672](https://arxiv.org/abs/2102.09672)), the one trained on the bound alone has the best likelihood, 2.94 bits per dimension, and an FID of 11.47; the one with the best FID, 2.90, has 3.37 bits. [Chapter 7](07_training_and_sampling.ipynb#7.11-In-bits) has shown where the bits go: most are spent on details that no eye sees.
 #
-# **A likelihood has a unit.** If $x$ has the density $p$ on $D$ dimensions, then $cx$ has, by the change of variables (T.32), the density $p(x)/c^D$ at $cx$. So
+# **A likelihood has a unit.** If $x$ has the density $p$ on $D$ dimensions, then $cx$ has, by the change of variables (T.33), the density $p(x)/c^D$ at $cx$. So
 #
 # $$
 # -\tfrac1D\log_2 p_{cx}(cx)\;=\;-\tfrac1D\log_2 p_x(x)+\log_2 c .
@@ -224,7 +224,7 @@ def diluted_cost(log_p, log_noise, a):
 check("10.1", diluted_cost)
 
 # %% [markdown]
-# **Exercise 10.2** (1 point, 4 minutes, ●○○) — *Predict the number.* A model draws one good picture in a thousand, else noise. Its pictures have $32\times32$ pixels in three colours. How many bits per dimension is its likelihood worse, at most, than that of the model which draws good pictures only?
+# **Exercise 10.2** (1 point, 4 minutes, ●○○) — *Predict the number.* A model draws one good picture in a thousand, else noise. Its pictures have $32\times32$ pixels in three colours. How many bits per dimension is its likelihood worse, at most, than that of the model which draws good pictures only? (Three significant digits.)
 
 # %%
 bits_lost = None  # your number
@@ -238,7 +238,7 @@ check("10.2", bits_lost)
 #
 # The [toolbox](A_toolbox.ipynb#T.12-How-we-will-measure) has found that the distance of two samples of *one* law is never zero, and estimated by how much, (T.45). Now exactly, and in $F$ features.
 #
-# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated deviation $\hat s$: $(n-1)\,\hat s^2/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (shown before (T.43)), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. So $\mathbb E\,\hat s^2=V$ and $\mathbb E\,\hat s=g_n\sqrt V$ with the $g_n$ below, and multiplying out $(\hat s_a-\hat s_b)^2$ with independent factors gives
+# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated deviation $\hat s$: $(n-1)\,\hat s^2/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (shown before (T.43)), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. (The root is the length $r$ of a standard normal vector in $n-1$ dimensions. In polar coordinates its density is proportional to $r^{n-2}e^{-r^2/2}$; with $\int_0^\infty r^ke^{-r^2/2}dr=2^{(k-1)/2}\,\Gamma(\frac{k+1}2)$ the mean is the ratio of the integrals with $k=n-1$ and $k=n-2$.) So $\mathbb E\,\hat s^2=V$ and $\mathbb E\,\hat s=g_n\sqrt V$ with the $g_n$ below, and multiplying out $(\hat s_a-\hat s_b)^2$ with independent factors gives
 #
 # $$
 # \mathbb E\,d^2\;=\;V\Big(\frac1n+\frac1{n'}\Big)+2V\,\big(1-g_ng_{n'}\big) ,
@@ -352,7 +352,7 @@ fact("half of (10.6), and the floor of chapter 7", [own / 2, real_floor], digits
 
 
 # %% [markdown]
-# So (10.6) predicts what two random sets of *real* digits score, in features that are not Gaussian at all. The whole of that distance is counting error. The floor of chapter 7 is only about half of it, and that has a reason too: the held-out images were not drawn at random but taken by a rule, every fifth of each class in the order of the data set. They represent the whole better than a random choice does, as their distance to all 1,797 digits shows, and so hardly more than one of the two terms $\frac1n$ is left.
+# So (10.6) predicts what two random sets of *real* digits score, in features that are not Gaussian at all. The whole of that distance is counting error. The floor of chapter 7 is only about half of it, and that has a reason too: the held-out images were not drawn at random but taken by a rule, every fifth of each class in the order of the data set. They represent the whole better than a random choice does, as their distance to all 1,797 digits shows: 0.041, not 0.16. (Random gives 0.16 and not 0.20, since 355 of 1,797 have $\frac1n-\frac1N$ for $\frac1n$, with $N=1797$.) So hardly more than one of the two terms $\frac1n$ is left.
 #
 # **The bias depends on the model.** It is tempting to say: both models are scored with the same $n$, so the bias is the same for both. Look at (10.6): it contains the eigenvalues of the model. Let the reference be $\mathcal N(0,I)$, known exactly, and a model draw from $\mathcal N(0,c^2I)$. The derivation of (10.5), with $I$ on one side and $c^2I+\Delta$ on the other, leaves $\frac1{4c^3}\sum_{ij}\Delta_{ij}^2$ on average (the first order has mean zero), where $\Delta_{ij}$ has variance $c^4(1+\delta_{ij})/n$:
 #
@@ -362,7 +362,7 @@ fact("half of (10.6), and the floor of chapter 7", [own / 2, real_floor], digits
 # \tag{10.7}
 # $$
 #
-# (For the first order: the root of $c^2I+\Delta$ has the trace $Fc+\frac1{2c}\operatorname{tr}\Delta-\frac1{8c^3}\sum_{ij}\Delta_{ij}^2$; for the last expression set the derivative with respect to $c$ to zero, at $c\approx1$ in the small terms.) **The perfect model, $c=1$, does not have the best score.** A model that draws too little variety has, because its estimates scatter less. At large $n$ the effect is small; but it always points the same way, towards samples that are too much alike.
+# (For the first order: the root of $c^2I+\Delta$ has the trace $Fc+\frac1{2c}\operatorname{tr}\Delta-\frac1{8c^3}\sum_{ij}\Delta_{ij}^2$; for the last expression set the derivative with respect to $c$ to zero, at $c\approx1$ in the small terms.) **The perfect model, $c=1$, does not have the best score.** A model that draws too little variety has, because its estimates scatter less. At large $n$ the effect is small; but for Gaussians that differ by one factor it always points the same way, towards samples that are too much alike.
 
 # %%
 def narrow_score(c, F, n):
@@ -394,33 +394,32 @@ print("    it beats the perfect model, on average over 2000 samples each")
 # \tag{10.8}
 # $$
 #
-# It removes most of the bias, the part that depends on the model included. It does not remove the *scatter*, and a line fitted at too small $n$ leaves a remainder of the order $1/n^2$. We test it on two Gaussians whose distance is known.
+# It removes most of the bias, the part that depends on the model included. It does not remove the *scatter*, and a line fitted at too small $n$ leaves a remainder of the order $1/n^2$. We test it on two Gaussians whose distance is known, $\mathcal N(0,I)$ and $\mathcal N(m,c^2I)$, with $n$ draws of each. There $A$ is known as well, from what led to (10.7): the means give $F\,(1+c^2)$, the covariance of the second $\frac14c\,F\,(F+1)$, and that of the first as much (divide both laws by $c$, and multiply the distance by $c^2$).
 
 # %%
-F, sizes = 24, np.array([250, 500, 1000, 2000])
-truth = F * 0.05**2 + 0.1                              # deviations 1 and 1.05, means √0.1 apart
+F, c, sizes = 24, 1.05, np.array([250, 500, 1000, 2000])
+truth = F * (c - 1) ** 2 + 0.1                         # deviations 1 and c, means √0.1 apart
+A = F * (1 + c**2) + c * F * (F + 1) / 2
 towards = torch.zeros(F, dtype=DOUBLE)
 towards[0] = 0.1**0.5
 
 
 def between_two(n, repeats=400):
     """Mean distance of n draws of each of the two laws, and its standard error."""
-    spread = (1 + 1.05**2) ** 0.5 / n**0.5
+    spread = (1 + c**2) ** 0.5 / n**0.5
     shift = towards + spread * torch.from_numpy(rng.standard_normal((repeats, F)))
-    both = [factors(np.full(F, c**2), n, repeats) for c in (1.0, 1.05)]
+    both = [factors(np.full(F, width**2), n, repeats) for width in (1.0, c)]
     found = distances(*both, shift)
     return found.mean().item(), found.std().item() / repeats**0.5
 
 
 means, errors = zip(*[between_two(n) for n in sizes], strict=True)
 slope, limit = np.polyfit(1 / sizes, means, 1, w=1 / np.array(errors))
-by_hand = torch.stack([torch.ones(4, dtype=DOUBLE), 1 / torch.tensor(sizes, dtype=DOUBLE)], 1)
-weight = 1 / torch.tensor(errors, dtype=DOUBLE)[:, None]
-solved = torch.linalg.lstsq(weight * by_hand, weight * torch.tensor(means, dtype=DOUBLE)[:, None])
-claim("10.8", [limit, slope], solved.solution[:, 0], tol=1e-8, note="least squares, two ways")
+average, error = between_two(5000, repeats=4000)
+claim("10.8", truth + A / 5000, average, standard_error=error, note="n = 5000, with A from theory")
 assert abs(limit - truth) < 0.015 < means[-1] - truth
 fact("true distance", truth, digits=2)
-fact("measured with 250 and with 2000 draws", [means[0], means[-1]], digits=1)
+fact("measured with 250 and with 2000 draws", [means[0], means[-1]], digits=2)
 print("extrapolated: within 0.015 of the truth")
 
 fig, ax = figure(row_height=2.6)
@@ -493,7 +492,7 @@ Gaussian of the same mean and variance is one broad bell, high where the data ha
 # %% [markdown]
 # *Are these two laws alike?* To the Fréchet distance, yes. The third row of the chapter's first picture is this twin for the digits: in raw pixels at the distance of real digits, to the eye no digits but blurs of them. In the classifier's features it is caught, because a nonlinear feature makes two moments out of many. So the features decide what is seen. Whatever the features do not tell apart, the distance built on them cannot tell apart either.
 #
-# **Bugs.** In a widely read teaching implementation of DDPM the attention's softmax ran over the wrong axis. The reader who found it trained with the bug and without, and saw no difference in FID, ±0.05 (issue 146 of that repository, labmlai/annotated_deep_learning_paper_implementations). Chapter 9 met [another](09_ddim.ipynb#9.8-How-far-from-the-data,-exactly): wrong neighbours in a grid brought the samples' law *nearer* to the data. Here is one that you can plant yourself. Tell the network a step that is off by one, $t+1$ where it should be $t$, and generate from the same noise.
+# **Bugs.** In a widely read teaching implementation of DDPM the attention's softmax ran over the wrong axis. The reader who found it trained with the bug and without, and saw no difference in FID, ±0.05 (issue 146 of that repository, labmlai/annotated_deep_learning_paper_implementations). Chapter 9 met [another](09_ddim.ipynb#9.8-How-far-from-the-data,-exactly): wrong neighbours in a grid brought the samples' law *nearer* to the data on two of its three grids. Here is one that you can plant yourself. Tell the network a step that is off by one, $t+1$ where it should be $t$, and generate from the same noise.
 
 # %%
 def late(x, t):
@@ -514,7 +513,7 @@ assert not torch.equal(right, off)
 print("the first numbers put out are already different:", not torch.allclose(right, off))
 
 # %% [markdown]
-# The two distances differ by much less than two runs of one network do. No score at any affordable $n$ would find this bug. A comparison of two numbers, with a tolerance near the rounding error, finds it at once. **Metrics judge models. Tests find bugs.** That is why this book has so many claims.
+# The two distances differ by much less than two runs of one network do: with 355 images, this score does not find the bug. A comparison of two numbers, with a tolerance near the rounding error, finds it at once. **Metrics judge models. Tests find bugs.** That is why this book has so many claims.
 #
 # ## 10.4 How sure is a number?
 #
@@ -554,7 +553,7 @@ fact("runs of each model to tell ten per cent", math.ceil(2 * (2 * s / (0.1 * mi
 
 
 # %% [markdown]
-# With 355 images a run scatters by a third of its value; so many runs would be needed for ten per cent. With 50,000 images a run scatters far less. But a second *training* scatters too, and a list with one training per row does not show by how much.
+# With 355 images a run scatters by more than a quarter of its value; so many runs would be needed for ten per cent. With 50,000 images a run scatters far less. But a second *training* scatters too, and a list with one training per row does not show by how much.
 #
 # ## 10.5 Precision and recall, counted exactly
 #
@@ -565,7 +564,7 @@ fact("runs of each model to tell ten per cent", math.ceil(2 * (2 * s / (0.1 * mi
 # \tag{10.11}
 # $$
 #
-# for *every* law, dimension and $n$. The number of balls over $k$ is called **density** (Naeem and others, [2002.09797](https://arxiv.org/abs/2002.09797)); its mean is 1 for a perfect model. Precision has no such constant: it is the chance that the number is not zero, and that depends on how the balls overlap, so on dimension and $n$.
+# for *every* law with a density, every dimension and every $n$. The number of balls over $k$ is called **density** (Naeem and others, [2002.09797](https://arxiv.org/abs/2002.09797)); its mean is 1 for a perfect model. Precision has no such constant: it is the chance that the number is not zero, and that depends on how the balls overlap, so on dimension and $n$.
 #
 # The same argument gives their **coverage**: is there *any* generated point in the ball of a real point $x_i$? Among the $2n-1$ other points, $n-1$ real and $n$ generated, the $k$ nearest would all have to be real for it to stay empty:
 #
@@ -604,7 +603,7 @@ for D in (2, 24):
 # %% [markdown]
 # So a precision of 0.75 may be perfect. It says nothing without $k$, $n$, the features, and the value that *real* images reach.
 #
-# > **Pitfall: one stray point.** The ball of a point far away from the others reaches back to them, and covers everything on the way. One outlier among the *real* points, and junk passes as precise. One outlier among the *generated*, and every real point counts as covered: noise gets full recall. The diluted model of section 10.1 does. Density, an average over balls, is moved less by one of them.
+# > **Pitfall: one stray point.** The ball of a point far away from the others reaches back to them, and covers everything on the way. One outlier among the *real* points, and junk passes as precise. One outlier among the *generated*, and nearly every real point counts as covered: noise gets nearly full recall. The diluted model of section 10.1 does. Density, an average over balls, is moved less by one of them.
 
 # %%
 cluster = draws(300, 2, seed=15)
@@ -669,9 +668,9 @@ precision falls, recall hardly. The share nearer and the near-copies start at on
 near-copies first.""")
 
 # %% [markdown]
-# *From which disturbance on is a copier safe?* Without disturbance he stands at the floor, with the precision and recall of real images: three scores out of five call him perfect. Only the two tests made for copies see him, and they see him while the disturbance is small. By the time they go blind, his pictures are visibly noisy and the distance has left the floor. So far, so good: together the numbers leave him no room. But he has two better disguises.
+# *From which disturbance on is a copier safe?* Without disturbance it stands at the floor, with the precision and recall of real images: three scores out of five call it perfect. Only the two tests made for copies see it, and they see it while the disturbance is small. (A model without copies has a share nearer of 0.5. At $b=0.6$ it is far below: so disturbed, the copies lie farther from the training images than new images do.) By the time both go blind, the pictures are visibly noisy and the distance has left the floor. So far, so good: together the numbers leave the copier no room. But it has two better disguises.
 #
-# **Another distance.** Nearness in pixels means little when a picture is moved. Copies shifted by one pixel are not near to anything. **A small share.** Who copies one picture in a hundred, and invents the others, is rarely seen. If none of $n$ samples is a copy, what share $q$ of copies cannot be excluded? The chance to see none is $(1-q)^n$. It falls below 2.5 % where
+# **Another distance.** Nearness in pixels means little when a picture is moved. Copies shifted by one pixel are not near to anything. **A small share.** A model that copies one picture in a thousand, and invents the others, is rarely seen. If none of $n$ samples is a copy, what share $q$ of copies cannot be excluded? The chance to see none is $(1-q)^n$. It falls below 2.5 % (half of the 5 % that a 95 % interval leaves out) where
 #
 # $$
 # (1-q)^n\;=\;0.025 ,\qquad q\;=\;1-0.025^{1/n}\;\approx\;\frac{3.7}{n} .
@@ -683,6 +682,8 @@ claim("10.13", 1 - 0.025 ** (1 / count), float(scipy.stats.beta.ppf(0.975, 1, co
       note="the exact limit for 0 of n (Clopper and Pearson)")
 fact("share of copies that 355 samples without any cannot exclude", 1 - 0.025 ** (1 / count),
      digits=2)
+fact("chance that 355 samples show no copy: one in 300 copied, one in 1000",
+     [(1 - q) ** count for q in (1 / 300, 1 / 1000)], digits=2)
 shifted = torch.nn.functional.pad(copies, (1, 0, 0, 0), value=-1)[..., :-1]
 found = memorisation(shifted, train, heldout)
 fact("copies moved by a pixel: share nearer, near-copies",
@@ -695,7 +696,7 @@ for name, images in (("no copies", quantise(ours, DIGITS_LEVELS)), ("3 % of copi
     fact("    share nearer", found.share_nearer, digits=1, uncertainty=1e-2)
 
 # %% [markdown]
-# The first disguise works completely: a test for copies is as good as its distance. The second is seen here, because three in a hundred of 355 is more than none; at one in three hundred it would not be. Large models have been caught by generating and filtering very many samples, which gave back over a thousand training images (Carlini and others, [2301.13188](https://arxiv.org/abs/2301.13188)). And a study of seventeen scores found none that separates copying from other failures (Stein and others, [2306.04675](https://arxiv.org/abs/2306.04675)).
+# The first disguise works completely: a test for copies is as good as its distance. The second is seen here, because three in a hundred of 355 is about eleven. At one in three hundred, 355 samples show no copy in three cases of ten; at one in a thousand, in seven of ten. Large models have been caught by generating and filtering very many samples, which gave back over a thousand training images (Carlini and others, [2301.13188](https://arxiv.org/abs/2301.13188)). And a study of seventeen scores found none that separates copying from other failures (Stein and others, [2306.04675](https://arxiv.org/abs/2306.04675)).
 #
 # ## 10.7 Ten questions for a table
 #
@@ -741,7 +742,7 @@ check("10.5", verdict)
 # \tag{10.14}
 # $$
 #
-# (For the second: $x_s$ misses the exact mean by $D\sigma_*^2$ in the mean square, so that the cost in nats is $\frac D2[\log2\pi\sigma^2+\sigma_*^2/\sigma^2]$ plus what does not depend on $\sigma$.) The cell finds the best share by going down the gradient of the library's bound, with nothing learned but one number per step; then adds up what the two fixed choices lose.
+# (For the second: $x_s$ misses the exact mean by $D\sigma_*^2$ in the mean square, so that the cost in nats is $\frac D2[\log2\pi\sigma^2+\sigma_*^2/\sigma^2]$ plus what does not depend on $\sigma$.) The cell finds the best share by going down the gradient of the library's bound, with nothing learned but one number per step; then adds up what the two fixed choices lose in the nine steps that have a choice (at $t=1$, $\tilde\beta$ is 0).
 
 # %%
 ten_steps = schedule.respace(10, "trailing")
@@ -761,7 +762,7 @@ for t in range(2, 11):
     for name, variance in (("posterior", low), ("beta", high)):
         lost[name] += 0.5 * (best / variance - 1 - (best / variance).log())
 fact("best share f between the logarithms, t = 2, 4, 6, 8, 10", shares[::2], digits=2)
-fact("nats lost in ten steps: with β̃, with β", list(lost.values()), digits=2)
+fact("nats lost in nine steps, t = 2 to 10: with β̃, with β", list(lost.values()), digits=2)
 
 exact_noise = humps.denoiser(schedule)                               # told the original step
 raw = torch.zeros(11, dtype=DOUBLE, requires_grad=True)              # one number for each step
@@ -787,7 +788,7 @@ print("the hybrid loss found the same shares, within 0.1:", bool(apart < 0.1))
 
 
 # %% [markdown]
-# The choice of a network is finer still: a variance for each coordinate *and each* $x_t$. What it gains in likelihood is in Improved DDPM's tables; what it gains in pictures is mostly at few steps.
+# The choice of a network is finer still: a variance for each coordinate *and each* $x_t$. What it gains in likelihood is in Improved DDPM's tables.
 #
 # ## 10.9 Door: velocity, and weights
 #
@@ -800,7 +801,7 @@ print("the hybrid loss found the same shares, within 0.1:", bool(apart < 0.1))
 # \tag{10.15}
 # $$
 #
-# So *which quantity the network puts out* and *how steps are weighted* are two choices that papers often change together. Salimans and Ho ([2202.00512](https://arxiv.org/abs/2202.00512)) introduced $v$, with which a step from $\bar\alpha_t\approx0$ is harmless, (4.47). **Min-SNR** (Hang and others, [2303.09556](https://arxiv.org/abs/2303.09556)) weights the loss of $x_0$ by $\min(\mathrm{SNR}_t,\gamma)$: the bound's large weights near the data are cut at $\gamma$. The same weighting for the other two outputs follows from (10.15), with $1-\bar\alpha_t=1/(\mathrm{SNR}_t+1)$:
+# So *which quantity the network puts out* and *how steps are weighted* are two choices that papers often change together. Salimans and Ho ([2202.00512](https://arxiv.org/abs/2202.00512)) introduced $v$, with which a step from $\bar\alpha_t\approx0$ is harmless, (4.47). **Min-SNR** (Hang and others, [2303.09556](https://arxiv.org/abs/2303.09556)) weights the loss of $x_0$ by $\min(\mathrm{SNR}_t,\gamma)$. With the weight $\mathrm{SNR}_t$ it would be the simple loss, by (10.15); near the data that weight is cut at $\gamma$. So it goes even further from the bound than the simple loss does. The same weighting for the other two outputs follows from (10.15), with $1-\bar\alpha_t=1/(\mathrm{SNR}_t+1)$:
 #
 # $$
 # \min(\mathrm{SNR}_t,\gamma)\;\ell_t^{x_0}\;=\;\frac{\min(\mathrm{SNR}_t,\gamma)}{\mathrm{SNR}_t}\;\ell_t^{\varepsilon}\;=\;\frac{\min(\mathrm{SNR}_t,\gamma)}{\mathrm{SNR}_t+1}\;\ell_t^{v} .
@@ -901,14 +902,14 @@ for name, chain in chains.items():
 # \tag{10.18}
 # $$
 #
-# **The ODE is the one we know.** Chapter 9's (9.24) says $du/dr=\hat\varepsilon$ for $u=x/\sqrt{\bar\alpha}$, $r^2=1/\bar\alpha-1$. Differentiate by $\kappa$: $(\log\bar\alpha)'=-\beta$, and $2rr'=\beta/\bar\alpha$. The product rule for $x=\sqrt{\bar\alpha}\,u$ gives $x'=-\frac12\beta x+\sqrt{\bar\alpha}\,r'\,\hat\varepsilon=-\frac12\beta x+\frac\beta{2\sqrt{1-\bar\alpha}}\,\hat\varepsilon$, and with (4.44)
+# **The ODE is the one we know.** Chapter 9's (9.24) says $du/dr=\hat\varepsilon$ for $u=x/\sqrt{\bar\alpha}$, $r^2=1/\bar\alpha-1$. Differentiate by $\kappa$: $(\log\bar\alpha)'=-\beta$, and $2rr'=\beta/\bar\alpha$. The product rule for $x=\sqrt{\bar\alpha}\,u$ gives $x'=-\frac12\beta x+\sqrt{\bar\alpha}\,r'\,\hat\varepsilon=-\frac12\beta x+\frac\beta{2\sqrt{1-\bar\alpha}}\,\hat\varepsilon$, and with (4.44), for $q_\kappa$ the law of $x$ at the time $\kappa$,
 #
 # $$
 # \frac{dx}{d\kappa}\;=\;-\tfrac12\,\beta(\kappa)\,\big[x+\nabla\log q_\kappa(x)\big] ,
 # \tag{10.19}
 # $$
 #
-# the *probability flow ODE* of that paper. And there is an SDE that runs backward; one step of length $1/T$ of it has the mean
+# the *probability flow ODE* of that paper. And there is an SDE that runs backward through the same laws $q_\kappa$, with a noise term $\sqrt\beta\,dB$ of its own; it is in Song and others, and not derived here. One step of length $1/T$ of it has the mean
 #
 # $$
 # x+\frac{\beta}{2T}\,x+\frac\beta T\,\nabla\log q_\kappa(x)\;=\;\frac{1}{\sqrt{\alpha_t}}\Big(x-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\varepsilon^*(x,t)\Big)+O(1/T^2) .
@@ -1059,7 +1060,7 @@ fact("largest distance of the lowest path from its chord: in t, in ρ",
 # %% [markdown]
 # *What does flow matching change?* The clothes: left, the paths of chapter 9's ODE; right, the same paths in the other clock and scale. They look straighter there. Euler's method does not care, as (10.23) shows: with the same levels visited, the samples are the same. What differs in practice is the default grid, even in $\rho$, and the weighting of the loss: from $u=(x_\rho-\hat\varepsilon)/\rho$ the squared velocity error is the squared noise error over $\rho^2$, averaged over uniform $\rho$. These are choices, and they can be made for either.
 #
-# **Exercise 10.7** (3 points, 15 minutes, ●●○) — *One network, two names.* Write `as_flow(x_t, eps, alpha_bar_t)` that returns the triple of $\rho$, $x_\rho$ and the velocity $u(x_\rho,\rho)$ that belong to the state `x_t`, the guess `eps` of its noise, and the number `alpha_bar_t` between 0 and 1.
+# **Exercise 10.7** (3 points, 15 minutes, ●●○) — *One network, two names.* Write `as_flow(x_t, eps, alpha_bar_t)` that returns the triple of $\rho$, $x_\rho$ and the velocity $u(x_\rho,\rho)$ that belong to the state `x_t`, the guess `eps` of its noise, and `alpha_bar_t`, a Python float between 0 and 1.
 
 # %%
 def as_flow(x_t, eps, alpha_bar_t):
@@ -1075,14 +1076,14 @@ check("10.7", as_flow)
 #
 # Most pixels of a large picture say little that their neighbours have not said. **Latent diffusion** (Rombach and others, [2112.10752](https://arxiv.org/abs/2112.10752)) first learns a short code for the pieces of a picture, then runs a diffusion on the *codes*, and decodes at the end. We have both parts: the VAE of chapter 1 and the U-Net of chapter 6. Cut a digit into four patches of $4\times4$ pixels; a VAE turns each patch into five numbers; the codes form a "picture" of $2\times2$ with five channels, 20 numbers instead of 64.
 #
-# What can a code of $m$ numbers keep of a patch of $n$ pixels? For a *linear* code the answer is exact. With the eigenvalues $\lambda_1\ge\dots\ge\lambda_n$ of the patches' covariance, the best reconstruction keeps the first $m$ eigenvectors (principal components), and misses
+# What can a code of $m$ numbers keep of a patch of $n$ pixels? For a *linear* code the answer is exact. Subtract the mean patch first. With the eigenvalues $\lambda_1\ge\dots\ge\lambda_n$ of the patches' covariance, the best reconstruction keeps the first $m$ eigenvectors (principal components), and misses
 #
 # $$
 # \tfrac1n\,\mathbb E\lVert x-\hat x\rVert^2\;=\;\tfrac1n\,(\lambda_{m+1}+\dots+\lambda_n) ,
 # \tag{10.24}
 # $$
 #
-# for the mean square along an eigenvector is its eigenvalue, and what is dropped is what is missed. That is a yardstick for the VAE. And note the new rule of the game: *a diffusion on the codes can at best give each picture back as the decoder would*. The floor moves up, to what real images score after encoding and decoding.
+# for the mean square along an eigenvector is its eigenvalue, and what is dropped is what is missed. No other $m$ directions keep more: a linear code gives back points of a space of $m$ dimensions, at best the projection onto it, and that keeps $\sum_i\lambda_ip_i$, with $p_i$ the squared length of the projected $i$-th eigenvector; each $p_i$ is at most 1 and their sum, the trace of the projection, is $m$, so it is at most $\lambda_1+\dots+\lambda_m$. That is a yardstick for the VAE. And note the new rule of the game: *a diffusion on the codes can at best give each picture back as the decoder would*. The floor moves up, to what real images score after encoding and decoding.
 
 # %%
 def patches(images, side):
@@ -1249,7 +1250,7 @@ print("loss at the start above 0.9, after 300 steps below 0.3:", start > 0.9, la
 print("on held-out digits the U-Net of the book is ahead:", bool(unet < own))
 
 # %% [markdown]
-# A third of the U-Net's parameters, three hundred steps, and the loss comes down to where pictures begin; the U-Net, which was trained far longer, is ahead, and the cell claims no more than that. The paper's case is another one: with much data and much computation, quality followed computation closely, and the convolution's knowledge of neighbourhood was not missed. A price is known: each token looks at each, (6.35), so twice the side of the picture means sixteen times the work in attention. That is why transformers and latents came together.
+# About a third of the U-Net's parameters, three hundred steps, and the loss comes down from above 0.9 to below 0.3; the U-Net, which was trained far longer, is ahead, and the cell claims no more than that. The paper's case is another one: with much data and much computation, quality followed computation closely, and the convolution's knowledge of neighbourhood was not missed. A price is known: each token looks at each, (6.35), so twice the side of the picture means sixteen times the work in attention. That is why transformers and latents came together.
 #
 # ## 10.15 Where the doors lead
 #
