@@ -90,7 +90,8 @@ straight = start[:, 0] + rhos[:, None] * (target - start)[:, 0]
 for ax, paths, title in zip(axes, (straight, ways),
                             ("forty lines from noise to data", "the average velocity, followed"),
                             strict=True):
-    ax.imshow(shade.numpy(), origin="lower", extent=(0, 1, -3, 3), aspect="auto", cmap="Greys", vmax=0.8)
+    ax.imshow(shade.numpy(), origin="lower", extent=(0, 1, -3, 3), aspect="auto", cmap="Greys",
+              vmax=0.8)
     ax.plot(rhos, paths, color=BLUE, lw=0.7)
     ax.set(xlabel=r"$\rho$", title=title, xlim=(0, 1), ylim=(-3, 3))
 axes[0].set_ylabel(r"$x_\rho$")
@@ -649,7 +650,8 @@ errors = errors.detach()
 fig, (left, right) = figure(1, 2, row_height=3.0)
 grid = torch.cartesian_prod(*[torch.linspace(-2.5, 2.5, 300, dtype=DOUBLE)] * 2)
 cells = ((grid[:, None] - book) ** 2).sum(-1).argmin(1).reshape(300, 300).T
-left.imshow(cells.numpy(), origin="lower", extent=(-2.5, 2.5, -2.5, 2.5), cmap="Greys", vmin=-1, vmax=9)
+left.imshow(cells.numpy(), origin="lower", extent=(-2.5, 2.5, -2.5, 2.5), cmap="Greys",
+            vmin=-1, vmax=9)
 left.plot(*path.T, color=BLUE, lw=1.5)
 left.scatter(*book.T, color=VERMILLION, s=30, zorder=3)
 left.set(xlabel="first coordinate of $E_1$", ylabel="second", title="cells of five letters")
