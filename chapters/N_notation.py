@@ -179,6 +179,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\eta$ | $\sigma_t = \eta\,\sqrt{\tilde\beta_{t\mid s}}$: $0$ for DDIM, $1$ for DDPM | `eta` |
 # | $w$ | strength of guidance, and nothing else; $0$ is none, $-1$ is no label | `w` |
 # | $\mathrm{KL}(p\,\Vert\,q)$, $\mathbb E$, $\operatorname{Var}$, $\log$ | divergence in nats, expectation, variance, natural logarithm | `.kl(other)` |
+# | $\mathrm{JS}(p,q)$, $W_1$, $W_2$ | Jensen–Shannon divergence, and Wasserstein distances (chapter 1, [T.12](A_toolbox.ipynb#T.12-How-we-will-measure)) | `wasserstein` |
 # | $\varphi$, $\Phi$ | density and distribution function of $\mathcal N(0,1)$. With a step for an index, $\varphi_t$ is an angle, (4.45) | |
 # | $P(\dots)$, $I$, $\nabla$ | probability of an event, identity matrix, gradient with respect to the point ($x_t$, as a rule) | |
 #
@@ -195,7 +196,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\sigma_*^2$ | the best single variance of a reverse step | (4.28) |
 # | $\xi_t$ | the unpredictable share of the noise, between $0$ and $1$ | (4.30) |
 # | $\varphi_t$ | angle whose cosine is $\sqrt{\bar\alpha_t}$ and whose sine is $\sqrt{1-\bar\alpha_t}$ | (4.45) |
-# | $H$ | entropy of a law, in nats; in chapters 6 and on, next to a width $W$, the height of an image | (5.1) |
+# | $H$ | entropy of a law, in nats; in chapters 6 and on, next to a width $W$, the height of an image | (1.4), (5.1) |
 # | $L(x_0)$, $L$ | the bound on $-\log p_\theta(x_0)$ | (5.5) |
 # | $L_T$, $L_{t-1}$, $L_0$ | its terms: the prior, the step from $t$ to $t-1$, the decoder. The index is the state that the step arrives at | (5.13) |
 # | $\omega_t$, $C_t$ | weight of the squared noise error in $L_{t-1}$, and what the variance costs | (5.18) |
