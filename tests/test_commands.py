@@ -221,13 +221,16 @@ def test_the_papers_settings_are_those_of_its_network():
     assert config.horizontal_flip and config.weight_decay == 0 and config.betas == (0.9, 0.999)
 
 
-def test_training_on_the_digits_is_what_made_the_model_of_the_book():
-    made = shipped("digits")
+@pytest.mark.parametrize(
+    ("name", "words"), [("digits", ()), ("digits-conditional", ("--class-conditional",))]
+)
+def test_training_on_the_digits_is_what_made_the_models_of_the_book(name, words):
+    made = shipped(name)
     dataset = load("digits", "train")
-    diffusion = train._diffusion(given())
+    diffusion = train._diffusion(given(*words))
     assert made.diffusion.schedule == diffusion.schedule
-    assert made.network.config == train._network_config(given(), "digits", dataset, diffusion)
-    config = train._training_config(given(), "digits", dataset, diffusion).to_dict()
+    assert made.network.config == train._network_config(given(*words), "digits", dataset, diffusion)
+    config = train._training_config(given(*words), "digits", dataset, diffusion).to_dict()
     then = made.about["training"]["settings"]
     then |= {"steps": made.about["training"]["steps"]}
     apart = {name for name, value in config.items() if then[name] != value}

@@ -190,7 +190,8 @@ GUIDANCE = [
 @pytest.mark.parametrize(("words", "guidance", "settings"), GUIDANCE)
 def test_guidance_is_the_librarys(conditional, tmp_path, capsys, words, guidance, settings):
     samples, labels, record = drawn(conditional, tmp_path, *words)
-    assert ", with the class and without)" in capsys.readouterr().out
+    where = " in the interval" if "interval" in guidance else ""
+    assert f", with the class and{where} without)" in capsys.readouterr().out
     said = {"interval": None, "rescale": None, "scale": guidance["w"] + 1} | guidance
     said["interval"] = said["interval"] and list(said["interval"])
     assert record["sampling"]["guidance"] == said
@@ -199,7 +200,7 @@ def test_guidance_is_the_librarys(conditional, tmp_path, capsys, words, guidance
     assert not torch.equal(samples, by_the_library(conditional, 6, y=labels, **settings))
 
 
-def test_no_guidance_is_guidance_0_and_no_class_is_guidance_minus_1(conditional, tmp_path):
+def test_no_guidance_is_guidance_0_and_no_class_is_guidance_minus_1(conditional, tmp_path, capsys):
     free, zero, negative, none = (
         drawn(conditional, tmp_path, *words, name=name)[0]
         for name, words in (
@@ -209,6 +210,8 @@ def test_no_guidance_is_guidance_0_and_no_class_is_guidance_minus_1(conditional,
             ("d", ["--class", "none"]),
         )
     )
+    said = capsys.readouterr().out.splitlines()
+    assert ["without" in line for line in said] == [False, False, True, False]
     assert torch.equal(free, zero)
     assert (negative - none).abs().max() < 1e-4 < 1e-2 < (free - none).abs().max()
 

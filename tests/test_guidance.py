@@ -8,8 +8,10 @@ from torch import nn
 
 from ddpm_lite import GaussianDiffusion, NoiseSchedule, UNet, UNetConfig, generate, sample
 from ddpm_lite.guidance import drop_labels, guided, scale_from_w, w_from_scale
+from ddpm_lite.metrics import classifier
 from ddpm_lite.oracle import GaussianData, GaussianMixture
 from ddpm_lite.sampling import solve
+from ddpm_lite.storage import shipped
 
 SCHEDULE = NoiseSchedule.linear(24, 1e-3, 0.4)
 T = SCHEDULE.T
@@ -471,3 +473,29 @@ def test_scales_must_be_numbers():
 
 def test_guided_is_a_module():
     assert isinstance(guided(Recorder(), 1.0), nn.Module)
+
+
+# ---- the network that ships with the book --------------------------------------------------------
+
+
+def test_the_shipped_network_draws_the_digits_that_are_asked_for():
+    model = shipped("digits-conditional")
+    y = torch.arange(100) % 10
+
+    def share_right(w):
+        drawn = generate(
+            guided(model.network, w),
+            model.diffusion,
+            (100, 1, 8, 8),
+            steps=20,
+            spacing="trailing",
+            eta=0.0,
+            y=y,
+            clip=(-1, 1),
+            generator=seeded(1),
+        )
+        return (classifier().predict(drawn) == y).double().mean().item()
+
+    assert share_right(-1.0) < 0.3  # without its label, a digit is right by chance
+    assert share_right(0.0) > 0.9
+    assert share_right(1.0) > 0.95

@@ -151,7 +151,10 @@ class Recipe:
     def calls_in_words(self, diffusion: GaussianDiffusion) -> str:
         calls = self.rehearse(diffusion).calls
         words = f"{calls:,} call{'s' * (calls != 1)} of the network each"
-        return words if self.guidance is None else f"{words}, with the class and without"
+        if self.guidance is None or self.guidance.w == 0:
+            return words
+        where = " in the interval" if self.guidance.interval else ""
+        return f"{words}, with the class and{where} without"
 
 
 def whole_chain(diffusion: GaussianDiffusion) -> Recipe:
