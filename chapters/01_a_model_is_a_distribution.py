@@ -915,7 +915,7 @@ points lie in small dense spots, many others in a band that runs along the ring.
 # \tag{1.27}
 # $$
 #
-# A regression, with one number that goes down. Who can guess the noise can take a little of it away; from $x_T\sim\mathcal N(0,I)$, $T$ such steps lead back to data. [Chapter 4](04_posterior.ipynb) makes a law of each step, and [chapter 5](05_epsilon_loss.ipynb) shows that (1.27), with other weights on the $t$, is a lower bound on the log-likelihood, like (1.24) with a hidden path in the place of $z$.
+# A regression, with one number that goes down. Who can guess the noise can take a little of it away; from $x_T\sim\mathcal N(0,I)$, $T$ such steps lead back to data. [Chapter 4](04_posterior.ipynb) makes a law of each step, and [chapter 5](05_epsilon_loss.ipynb) shows that minus (1.27), with other weights on the $t$ and up to a constant, is a lower bound on the log-likelihood, like (1.24) with a hidden path in the place of $z$.
 #
 # The best guess of a random quantity, in squared error, is its conditional mean, here $\mathbb E[\varepsilon\mid x_t]$. For the ring it is known, so the cell can say how much there was to learn, and that no network can do better.
 
@@ -1194,7 +1194,7 @@ circle around the origin; with the penalty the curve winds inwards to the origin
 # - **It asks nothing of the network.** No mask, no inverse, no opponent: any map from a picture and a number to a picture will do, so one can take the best network for pictures that there is. On the digits that is the difference between the two diffusion rows. Same family, same loss, another network, and a longer training.
 # - **Training is a regression.** One number goes down, and five trainings of five end alike.
 # - **Nothing is left out.** A likelihood, even a bound on one, forbids it: (1.5) is infinite where data are and the model is not.
-# - **It can be steered** after training, which is chapter 8.
+# - **It can be steered** while it samples, which is chapter 8.
 #
 # And what it costs:
 #

@@ -365,9 +365,11 @@ check("8.2", sampled_with)
 # Split the expected loss by what the coin showed, and in the other case by the label (the tower property). The sums of squares run over the coordinates of an image; the library's `simple_loss` is their mean, which divides every term by one number:
 #
 # $$
+# \begin{aligned}
 # \mathbb E\lVert\varepsilon-\hat\varepsilon(x_t,t,\tilde y)\rVert^2
-# \;=\;p\;\mathbb E\big[\lVert\varepsilon-\hat\varepsilon(x_t,t,\varnothing)\rVert^2\,\big|\,\tilde y=\varnothing\big]
-# \;+\;(1-p)\sum_{y}q(y)\;\mathbb E\big[\lVert\varepsilon-\hat\varepsilon(x_t,t,y)\rVert^2\,\big|\,y,\ \tilde y=y\big] .
+# \;=\;&p\;\mathbb E\big[\lVert\varepsilon-\hat\varepsilon(x_t,t,\varnothing)\rVert^2\,\big|\,\tilde y=\varnothing\big]\\
+# &+\;(1-p)\sum_{y}q(y)\;\mathbb E\big[\lVert\varepsilon-\hat\varepsilon(x_t,t,y)\rVert^2\,\big|\,y,\ \tilde y=y\big] .
+# \end{aligned}
 # \tag{8.12}
 # $$
 #

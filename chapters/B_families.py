@@ -488,8 +488,10 @@ and mostly below the line at k = 1, narrow at k = 128.""")
 # **The linear VAE is principal component analysis.** Let $m(z)=Az+b$. Then $x$ is Gaussian, and by (T.19) so is $z$ given $x$:
 #
 # $$
-# p_\theta(x)=\mathcal N\big(x;\,b,\,AA^\top+\varsigma^2I\big) ,
-# \qquad p_\theta(z\mid x)=\mathcal N\big(z;\,M^{-1}A^\top(x-b),\,\varsigma^2M^{-1}\big) ,\quad M=A^\top A+\varsigma^2I .
+# \begin{aligned}
+# p_\theta(x)&=\mathcal N\big(x;\,b,\,AA^\top+\varsigma^2I\big) ,\\
+# p_\theta(z\mid x)&=\mathcal N\big(z;\,M^{-1}A^\top(x-b),\,\varsigma^2M^{-1}\big) ,\qquad M=A^\top A+\varsigma^2I .
+# \end{aligned}
 # \tag{B.15}
 # $$
 #
