@@ -13,11 +13,11 @@ STARTER := $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 $
 PYTEST := OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help environment read test lint press measure bench pins clean
+.PHONY: help environment read test lint press assignment student-wheel measure bench pins clean
 
 help:
 	@echo "The book's commands:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ $$2 = sprintf("%-8s", $$2); print "  " $$0 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \2/p' Makefile | awk '{ $$2 = sprintf("%-14s", $$2); print "  " $$0 }'
 
 environment:
 	@$(if $(STARTER),$(STARTER) tools/environment.py,\
@@ -41,6 +41,12 @@ lint: environment  ## check style and types
 press: environment  ## execute the chapters that changed and store their outputs
 	@$(BOOK) press
 	@$(BOOK) contents
+
+assignment: environment  ## hand exercises out: make assignment NAME=ps1 EXERCISES="3.1 3.2"
+	@$(BOOK) assign $(or $(NAME),ps1) --exercises $(EXERCISES) --out $(or $(OUT),course)
+
+student-wheel: environment  ## build the library without solutions, for students
+	@$(BOOK) student-wheel
 
 measure: environment  ## repeat the long measurements that are out of date
 	@$(VENV_PYTHON) -m ddpm_lite.measurements

@@ -107,7 +107,7 @@ def test_it_is_built_once_and_says_what_it_does(house):
     assert venv == "venv"
     assert installers.endswith("-c constraints.txt pip setuptools")
     assert torch.endswith("--no-deps torch==2.13.0+cpu")
-    assert rest.endswith("-c constraints.txt --no-build-isolation -e .[book,dev,oracle]")
+    assert rest.endswith("-c constraints.txt --no-build-isolation -e .[book,dev,oracle,grading]")
 
     assert house.build() == (0, "")
     assert house.calls() == []

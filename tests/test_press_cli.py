@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from jupyterlab_server.config import get_page_config
 import tiny_book
 
 from ddpm_lite.__main__ import main
@@ -83,7 +84,7 @@ def test_mistakes_are_one_sentence(book, capsys, words, complaint):
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [("press", "--alll"), ("nothing",), ()])
+@pytest.mark.parametrize("words", [("press", "--alll"), ("nothing",), (), ("read", "--port", "9")])
 def test_unknown_options_and_commands_are_refused(book, words):
     with pytest.raises(SystemExit) as end:
         run(*words)
@@ -107,6 +108,14 @@ def test_the_settings_are_ones_that_jupyterlab_has():
             known = schema["properties"][key]
             choices = [choice["const"] for choice in known.get("oneOf", [])]
             assert value in choices or not choices
+
+
+def test_the_gradebooks_menus_stay_out_of_the_readers_lab():
+    """It is installed for instructors; a misspelt name here would be passed over in silence."""
+    installed = Path(sys.prefix) / "share" / "jupyter" / "labextensions"
+    page = get_page_config([str(installed)], str(lab.SETTINGS))
+    assert page["disabledExtensions"]["@jupyter/nbgrader"]
+    assert (installed / "@jupyter" / "nbgrader" / "package.json").is_file()
 
 
 # `python -m ddpm_lite` as in a terminal: a shell without one starts what it puts in the background

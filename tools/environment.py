@@ -43,7 +43,7 @@ VENV_PYTHON = os.path.join(VENV, "bin", "python")
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 NAMES = ["python3", "python3.11", "python3.12", "python3.13"]
-EXTRAS = "book,dev,oracle"
+EXTRAS = "book,dev,oracle,grading"
 PACKAGES_OF_INTEREST = "numpy, scipy, sklearn, matplotlib, jupyterlab, ipykernel, nbval, ddpm_lite"
 
 # PyPI's PyTorch for Linux is the CUDA build: several gigabytes that do nothing without an NVIDIA

@@ -34,6 +34,7 @@ TITLES = {
     "book": "the book: reading, exercises, running the chapters",
     "dev": "work on the library",
     "oracle": "another implementation, for the tests to compare with",
+    "grading": "the gradebook through which exercises can be handed out",
 }
 INSTALLERS = ["pip", "setuptools"]
 

@@ -4,8 +4,10 @@ Modules are imported where they are used: opening the book needs no executor, pr
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import ddpm_lite.book
 from ddpm_lite.book import BookError
@@ -124,11 +126,20 @@ def read(given: argparse.Namespace) -> int:
     return lab.serve(folder.resolve(), given.options)
 
 
+# What instructors use: each module of ddpm_lite.course says what it takes and what it does.
+COURSE = {
+    "assign": "make an assignment out of exercises: for nbgrader, and as plain notebooks",
+    "grade": "mark submissions, isolated: gradebook, feedback for each student, misconceptions",
+    "student-wheel": "build the library for students, without the solutions of the exercises",
+    "exercise-check": "say what is not good enough about an exercise",
+}
+
+
 def _chosen(book: Book, names: list[str]) -> list[Chapter]:
     return [book.chapter(name) for name in names] if names else list(book.chapters)
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def _parser(prog: str, asked: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=ddpm_lite.book.__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     added = {}
@@ -143,14 +154,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     added[press].add_argument("--all", action="store_true", help="execute also what is up to date")
     added[copy].add_argument("folder", type=Path, help="my-book")
     added[read].add_argument("folder", type=Path, nargs="?", help="my-book, if not given")
+    for name, summary in COURSE.items():
+        one = commands.add_parser(name, help=summary, description=summary)
+        if name == asked:  # only then is its module imported
+            one.set_defaults(function=_course(name).run, options=[])
+            _course(name).add_arguments(one)
     return parser
 
 
+def _course(name: str) -> ModuleType:
+    modules = {"student-wheel": "wheel", "exercise-check": "quality"}
+    return importlib.import_module(f"ddpm_lite.course.{modules.get(name, name)}")
+
+
 def main(argv: list[str], prog: str) -> int:
-    parser = _parser(prog)
+    parser = _parser(prog, asked=argv[0] if argv else "")
     given, rest = parser.parse_known_args(argv)
     if rest and given.function is not read:
         parser.error(f"unknown: {' '.join(rest)}")
+    if rest and given.folder and given.folder.name.isdigit():  # what "--port 8899" looks like
+        parser.error(f"write options with an equals sign, {rest[-1]}={given.folder}")
     given.options = rest
     try:
         return int(given.function(given))
