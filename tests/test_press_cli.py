@@ -12,8 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from jupyterlab_server.config import get_page_config
 import tiny_book
+from jupyterlab_server.config import get_page_config
 
 from ddpm_lite.__main__ import main
 from ddpm_lite.book import lab
@@ -114,7 +114,7 @@ def test_the_gradebooks_menus_stay_out_of_the_readers_lab():
     """It is installed for instructors; a misspelt name here would be passed over in silence."""
     installed = Path(sys.prefix) / "share" / "jupyter" / "labextensions"
     page = get_page_config([str(installed)], str(lab.SETTINGS))
-    assert page["disabledExtensions"]["@jupyter/nbgrader"]
+    assert "@jupyter/nbgrader" in page["disabledExtensions"]
     assert (installed / "@jupyter" / "nbgrader" / "package.json").is_file()
 
 
