@@ -1,6 +1,7 @@
 """The index of equations, the generated tables, and the links between pages."""
 
 import base64
+import re
 
 import nbformat
 import pytest
@@ -132,6 +133,14 @@ def test_a_lost_marker_is_refused(book, old):
     tiny_book.edit(book.start_page, old, "")
     with pytest.raises(BookError, match=r"START\.md"):
         contents.pages(book)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(20, "20 s"), (119, "119 s"), (600, "10 min")])
+def test_the_contents_say_how_long_a_chapter_may_run(book, seconds, shown):
+    tiny_book.edit(book.root / "book.toml", "seconds = 20", f"seconds = {seconds}")
+    contents.write(manifest.load(book.root))
+    (row,) = re.findall(r"\| \[3 .*\|", book.start_page.read_text(encoding="utf-8"))
+    assert row.split(" | ")[4] == shown
 
 
 def test_reading_paths_add_up(book):

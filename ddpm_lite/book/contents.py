@@ -100,8 +100,8 @@ def _contents(book: Book, folder: str) -> str:
         lines += [
             f"**{part.title}**",
             "",
-            "| Chapter | You will | You need | Reading | Exercises |",
-            "|---|---|---|---|---|",
+            "| Chapter | You will | You need | Reading | Runs in at most | Exercises |",
+            "|---|---|---|---|---|---|",
             *(_row(book, c, folder) for c in book.chapters if c.part == part.title),
             "",
         ]
@@ -137,6 +137,7 @@ def _row(book: Book, chapter: Chapter, folder: str) -> str:
         "; ".join(chapter.goals),
         ", ".join(book.chapter(number).short for number in chapter.needs) or "–",
         duration(chapter.minutes_reading),
+        run_time(chapter.seconds),
         exercises,
     )
     return f"| {' | '.join(cells)} |"
@@ -185,6 +186,11 @@ def _totals(book: Book) -> str:
         f"{duration(sum(c.minutes_reading for c in book.chapters))} of reading and "
         f"{duration(sum(c.minutes_exercises for c in book.chapters))} of exercises."
     )
+
+
+def run_time(seconds: int) -> str:
+    """ "90 s", or from two minutes on "10 min"."""
+    return f"{seconds} s" if seconds < 120 else duration(round(seconds / 60))
 
 
 def duration(minutes: int) -> str:
