@@ -87,7 +87,7 @@ def test_generated_pages_are_in_step_until_something_changes(book):
     assert contents.problems(book) == []
     assert contents.write(book) == []
     readme, start = (path.read_text(encoding="utf-8") for path in _tables(book))
-    row = "see how it works | – | 1 h 10 min | – |"
+    row = "see how it works | – | 1 h 10 min | 20 s | – |"
     assert f"| [3 The tiny chapter](chapters/03_tiny.ipynb) | {row}" in readme
     assert f"| [3 The tiny chapter](03_tiny.ipynb) | {row}" in start
     tiny_book.edit(book.root / "book.toml", "minutes_reading = 70", "minutes_reading = 5")
