@@ -157,6 +157,7 @@ def test_reading_opens_jupyterlab_and_ctrl_c_closes_it(book, tmp_path):
         out, _ = server.communicate(timeout=60)
     assert server.returncode == 0, out
     assert "Traceback" not in out
+    assert "nbgrader" not in out.lower()  # it has nothing to say to a reader
     assert (book.root / "my-book" / "03_tiny.ipynb").is_file()
     assert not list(home.rglob("*.jupyterlab-settings"))
     assert not (home / ".jupyter" / "lab" / "user-settings").exists()
