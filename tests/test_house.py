@@ -23,7 +23,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 IMPORT_NAMES = {"scikit-learn": "sklearn", "pytest-xdist": "xdist", "pillow": "PIL"}
 # Used by typing their names, or by another package that finds them.
-COMMANDS = {"hypothesis", "ipykernel", "jupyterlab", "mypy", "nbval", "pytest-xdist", "ruff"}
+COMMANDS = {
+    "hypothesis",
+    "ipykernel",
+    "jupyterlab",
+    "mypy",
+    "nbgrader",
+    "nbval",
+    "pytest-xdist",
+    "ruff",
+}
 
 
 def text(name: str) -> str:
@@ -146,11 +155,11 @@ def test_the_title_is_the_same_everywhere():
 # ----------------------------------------------------------------------------------- the library
 
 
-def imported_names(folder: str, *, apart_from: str = "/nowhere/") -> set[str]:
+def imported_names(folder: str, *, apart_from: tuple[str, ...] = ()) -> set[str]:
     """The packages that the modules there import, anywhere in them."""
     found = set()
     for path in files(inside=folder):
-        if path.suffix == ".py" and apart_from not in path.as_posix():
+        if path.suffix == ".py" and not any(part in path.as_posix() for part in apart_from):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
                     found.update(alias.name.partition(".")[0] for alias in node.names)
@@ -167,12 +176,13 @@ def import_names(*layers: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    library = imported_names("ddpm_lite", apart_from="/ddpm_lite/book/")
+    library = imported_names("ddpm_lite", apart_from=("/ddpm_lite/book/", "/ddpm_lite/course/"))
     # Shown in JupyterLab if that is where the reader is; SymPy's numbers are accepted if met;
     # cycler is Matplotlib's own.
     optional = {"IPython", "sympy", "cycler"}
     assert library - optional <= import_names("")
-    press = imported_names("ddpm_lite/book") | imported_names("chapters")
+    folders = ("ddpm_lite/book", "ddpm_lite/course", "chapters")
+    press = set().union(*map(imported_names, folders))
     # These come with jupyterlab, and would not be asked for without it.
     parts = {"jupyter_client", "jupyter_core", "jupyter_server", "traitlets", "IPython"}
     assert press - parts <= import_names("", "book")
@@ -237,7 +247,7 @@ def test_an_installed_copy_holds_the_whole_package_and_nothing_else(tmp_path):
 
 
 def makefile_targets() -> set[str]:
-    return set(re.findall(r"(?m)^([a-z]+):", text("Makefile")))
+    return set(re.findall(r"(?m)^([a-z-]+):", text("Makefile")))
 
 
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -252,10 +262,10 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_of_the_readme_exists_and_the_other_way_round():
-    named = set(re.findall(r"(?m)(?:`|^ {4})make ([a-z]+)\b", README + text("CHANGELOG.md")))
+    named = set(re.findall(r"(?m)(?:`|^ {4})make ([a-z-]+)", README + text("CHANGELOG.md")))
     assert {"read", "test", "lint"} <= named <= makefile_targets()
     assert makefile_targets() - named <= {"help", "environment"}
-    shown = re.findall(r"(?m)^  make ([a-z]+) ", make("help").stdout)
+    shown = re.findall(r"(?m)^  make ([a-z-]+) ", make("help").stdout)
     assert set(shown) == makefile_targets() - {"help", "environment"}
 
 
