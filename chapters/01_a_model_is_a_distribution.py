@@ -910,8 +910,10 @@ points lie in small dense spots, many others in a band that runs along the ring.
 # Add a little Gaussian noise to $x_0$, again and again, until after $T$ steps nothing but noise is left. How this is done is the subject of chapters 2 and 3; the result is that the point after $t$ steps is $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\varepsilon$, with $\varepsilon\sim\mathcal N(0,I)$ and numbers $\bar\alpha_t$ that fall from 1 to nearly 0. A network learns to guess the noise:
 #
 # $$
-# \min_\theta\;\mathbb E\,\big\Vert\varepsilon-\hat\varepsilon_\theta\big(\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\varepsilon,\;t\big)\big\Vert^2 ,
-# \qquad x_0\sim p_{\text{data}},\;\varepsilon\sim\mathcal N(0,I),\;t\text{ uniform on }1,\dots,T .
+# \begin{gathered}
+# \min_\theta\;\mathbb E\,\big\Vert\varepsilon-\hat\varepsilon_\theta\big(\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\varepsilon,\;t\big)\big\Vert^2 ,\\
+# x_0\sim p_{\text{data}},\;\varepsilon\sim\mathcal N(0,I),\;t\text{ uniform on }1,\dots,T .
+# \end{gathered}
 # \tag{1.27}
 # $$
 #

@@ -434,10 +434,12 @@ check("2.2", answer)
 # grows no faster than a polynomial: the tails of the bell outrun it. Use $\partial p = p\;\partial\log p$, and $\frac{\partial}{\partial m}\log\mathcal N(x;m,V) = (x-m)/V$ from (T.1):
 #
 # $$
+# \begin{aligned}
 # \frac{\partial}{\partial m}\!\int\! h(x)\,\mathcal N(x;m,V)\,dx
-# = \int\! h(x)\,\mathcal N(x;m,V)\,\frac{x-m}{V}\,dx
-# = \mathbb E\Big[h(x)\,\frac{x-m}{V}\Big]
+# &= \int\! h(x)\,\mathcal N(x;m,V)\,\frac{x-m}{V}\,dx \\
+# &= \mathbb E\Big[h(x)\,\frac{x-m}{V}\Big]
 # = \mathbb E_{\varepsilon}\Big[h(m+\sqrt V\,\varepsilon)\,\frac{\varepsilon}{\sqrt V}\Big] .
+# \end{aligned}
 # \tag{2.10}
 # $$
 #
@@ -556,9 +558,11 @@ fact("and measured", score_draws.var() / path_draws.var(), digits=2)
 # estimator, and a good one helps a lot. With $\mathbb E[\lVert\varepsilon\rVert^2\varepsilon_1^2] = 3 + (D-1) = D+2$ the variance becomes a parabola in $c$:
 #
 # $$
+# \begin{aligned}
 # \operatorname{Var}\Big[\big(h(x)-c\big)\frac{\varepsilon_1}{\sqrt V}\Big]
-# = V(D+2)(D+4) - 2c\,(D+2) + \frac{c^2}{V}
-# = 2V(D+2) + \frac{\big(c-V(D+2)\big)^2}{V} \;\ge\; 2V(D+2) ,
+# &= V(D+2)(D+4) - 2c\,(D+2) + \frac{c^2}{V} \\
+# &= 2V(D+2) + \frac{\big(c-V(D+2)\big)^2}{V} \;\ge\; 2V(D+2) ,
+# \end{aligned}
 # \tag{2.14}
 # $$
 #
@@ -784,8 +788,11 @@ check("2.4", "my_ddpm.alpha_bars")
 # offset; in this book $s$ always means an earlier step.) From any table of $\bar\alpha$ one gets the steps back, since $\bar\alpha_t = \alpha_t\,\bar\alpha_{t-1}$:
 #
 # $$
-# \beta_t = 1-\alpha_t = 1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}} ,\qquad\text{for the cosine cut off at } \beta_{\max}:\quad
+# \begin{gathered}
+# \beta_t = 1-\alpha_t = 1 - \frac{\bar\alpha_t}{\bar\alpha_{t-1}} ,\\
+# \text{for the cosine cut off at } \beta_{\max}:\quad
 # \beta_t = \min\Big(1-\frac{f(t)}{f(t-1)},\ \beta_{\max}\Big) ,\quad \beta_{\max} = 0.999 .
+# \end{gathered}
 # \tag{2.20}
 # $$
 #

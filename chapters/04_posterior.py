@@ -534,8 +534,8 @@ check("4.2", "my_ddpm.posterior")
 # \text{of } x_t:\qquad
 # \frac{c_0}{\sqrt{\bar\alpha_t}}+c_t
 # &= \frac{\sqrt{\bar\alpha_s}\,\beta_{t\mid s}}{(1-\bar\alpha_t)\sqrt{\bar\alpha_t}}
-# +\frac{\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)}{1-\bar\alpha_t}
-# = \frac{1}{\sqrt{\bar\alpha_{t\mid s}}}\cdot
+# +\frac{\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)}{1-\bar\alpha_t} \\
+# &= \frac{1}{\sqrt{\bar\alpha_{t\mid s}}}\cdot
 #    \frac{\beta_{t\mid s}+\bar\alpha_{t\mid s}(1-\bar\alpha_s)}{1-\bar\alpha_t}
 #  = \frac{1}{\sqrt{\bar\alpha_{t\mid s}}} ,\\
 # \text{of } \varepsilon:\qquad
@@ -1258,13 +1258,14 @@ fact("the angle in degrees, t = 1, 100, 400, 1000",
 # **Equal on paper, not in practice.** A network is off by some error, and an affine map passes errors on, multiplied by its factor. Read off the table, with $\Delta$ before a quantity for its error:
 #
 # $$
-# |\Delta x_0|=\frac{\sqrt{1-\bar\alpha_t}}{\sqrt{\bar\alpha_t}}\;|\Delta\varepsilon| ,
-# \qquad
-# |\Delta\varepsilon|=\frac{\sqrt{\bar\alpha_t}}{\sqrt{1-\bar\alpha_t}}\;|\Delta x_0| ,
-# \qquad
-# |\Delta x_0|=\sqrt{1-\bar\alpha_t}\;|\Delta v| ,
-# \qquad
-# |\Delta\varepsilon|=\sqrt{\bar\alpha_t}\;|\Delta v| .
+# \begin{aligned}
+# |\Delta x_0|&=\frac{\sqrt{1-\bar\alpha_t}}{\sqrt{\bar\alpha_t}}\;|\Delta\varepsilon| ,
+# \qquad&
+# |\Delta\varepsilon|&=\frac{\sqrt{\bar\alpha_t}}{\sqrt{1-\bar\alpha_t}}\;|\Delta x_0| ,\\
+# |\Delta x_0|&=\sqrt{1-\bar\alpha_t}\;|\Delta v| ,
+# \qquad&
+# |\Delta\varepsilon|&=\sqrt{\bar\alpha_t}\;|\Delta v| .
+# \end{aligned}
 # \tag{4.47}
 # $$
 #

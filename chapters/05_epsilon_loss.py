@@ -732,11 +732,12 @@ for variance in ("beta", "posterior"):
 # **The weight as a change of SNR.** For $\sigma_t^2=\tilde\beta_t$ and $t\ge2$ the price of the variance is zero, $C_t=0$, and the weight has a shape worth knowing. Insert (4.10); one $\beta_t$ and $1-\bar\alpha_t$ cancel. Then compare with the SNRs $\bar\alpha/(1-\bar\alpha)$ of the two ends of the step:
 #
 # $$
-# \omega_t \;=\; \frac{\beta_t}{2\,\alpha_t\,(1-\bar\alpha_{t-1})}
-# \;=\; \frac12\Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t}-1\Big) ,
-# \qquad
-# L_{t-1}\;=\;\tfrac12\big(\mathrm{SNR}_{t-1}-\mathrm{SNR}_t\big)\;\mathbb E\lVert x_0-\hat x_0\rVert^2 ,
+# \begin{aligned}
+# \omega_t \;&=\; \frac{\beta_t}{2\,\alpha_t\,(1-\bar\alpha_{t-1})}
+# \;=\; \frac12\Big(\frac{\mathrm{SNR}_{t-1}}{\mathrm{SNR}_t}-1\Big) ,\\
+# L_{t-1}\;&=\;\tfrac12\big(\mathrm{SNR}_{t-1}-\mathrm{SNR}_t\big)\;\mathbb E\lVert x_0-\hat x_0\rVert^2 ,
 # \qquad t\ge2 .
+# \end{aligned}
 # \tag{5.20}
 # $$
 #
@@ -1165,8 +1166,10 @@ the posterior variance they fall slowly, from 2.7 to 0.8.""")
 # $-1+2j/(K-1)$, $j=0,\dots,K-1$, the bins have half-width $1/(K-1)$. The first is open to the left and the last to the right:
 #
 # $$
-# p_\theta(x_0=\text{level }j\mid x_1) \;=\; \Phi\Big(\frac{b_j-\hat x_0}{\sigma_1}\Big)-\Phi\Big(\frac{a_j-\hat x_0}{\sigma_1}\Big) ,
-# \qquad a_j,\,b_j=-1+\frac{2j\mp1}{K-1} ,\quad a_0=-\infty ,\ b_{K-1}=\infty ,
+# \begin{gathered}
+# p_\theta(x_0=\text{level }j\mid x_1) \;=\; \Phi\Big(\frac{b_j-\hat x_0}{\sigma_1}\Big)-\Phi\Big(\frac{a_j-\hat x_0}{\sigma_1}\Big) ,\\
+# a_j,\,b_j=-1+\frac{2j\mp1}{K-1} ,\quad a_0=-\infty ,\ b_{K-1}=\infty ,
+# \end{gathered}
 # \tag{5.31}
 # $$
 #

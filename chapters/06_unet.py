@@ -781,8 +781,10 @@ for V in (1.0, 1e-3, 1e-5, 1e-8):
 # **Why not BatchNorm?** The older way to normalise takes mean and variance of a channel over all images of the batch,
 #
 # $$
-# \operatorname{BN}(h)_{i,c,p} \;=\; \gamma_c\,\frac{h_{i,c,p}-\mu_c}{\sqrt{V_c+\epsilon}}+\delta_c ,
-# \qquad \mu_c,\,V_c:\ \text{mean and variance over all images } i \text{ and pixels } p .
+# \begin{gathered}
+# \operatorname{BN}(h)_{i,c,p} \;=\; \gamma_c\,\frac{h_{i,c,p}-\mu_c}{\sqrt{V_c+\epsilon}}+\delta_c ,\\
+# \mu_c,\,V_c:\ \text{mean and variance over all images } i \text{ and pixels } p .
+# \end{gathered}
 # \tag{6.21}
 # $$
 #

@@ -568,9 +568,10 @@ while network and Gaussian look as they did on training images.""")
 # In the order of the curves, with $\ell_t$ the loss at step $t$ as in (3.33), and both sides measured on the same noise:
 #
 # $$
-# \text{training images:}\;\; \ell_t^{\,\text{memoriser}}\le \ell_t^{\,\text{network}}\le \ell_t^{\,\text{Gauss}} ,
-# \qquad
-# \text{held out:}\;\; \ell_t^{\,\text{network}}\le \min\big(\ell_t^{\,\text{memoriser}},\,\ell_t^{\,\text{Gauss}}\big) .
+# \begin{aligned}
+# \text{training images:}&\quad \ell_t^{\,\text{memoriser}}\le \ell_t^{\,\text{network}}\le \ell_t^{\,\text{Gauss}} ,\\
+# \text{held out:}&\quad \ell_t^{\,\text{network}}\le \min\big(\ell_t^{\,\text{memoriser}},\,\ell_t^{\,\text{Gauss}}\big) .
+# \end{aligned}
 # \tag{7.13}
 # $$
 #

@@ -223,9 +223,11 @@ check("8.1", steer)
 # *It is trained to be right, and used for its gradient.* Being right does not fix the gradient. Take any exact classifier and raise its probabilities to a power $\gamma>0$,
 #
 # $$
-# q_\gamma(y\mid x)\;=\;\frac{q(y\mid x)^\gamma}{\sum_{y'}q(y'\mid x)^\gamma} ,
-# \qquad\text{for two classes}\qquad
+# \begin{gathered}
+# q_\gamma(y\mid x)\;=\;\frac{q(y\mid x)^\gamma}{\sum_{y'}q(y'\mid x)^\gamma} ,\\
+# \text{for two classes}\qquad
 # \nabla\log q_\gamma(y\mid x)\;=\;\gamma\;\frac{1-q_\gamma(y\mid x)}{1-q(y\mid x)}\;\nabla\log q(y\mid x) .
+# \end{gathered}
 # \tag{8.6}
 # $$
 #

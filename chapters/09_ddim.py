@@ -179,9 +179,11 @@ fact("covariance of (x_3, x_4): Markov, shared noise", [markov[3, 4], shared[3, 
 # then, for $t=T,\dots,2$ and $s=t-1$, with a number $\sigma_t$ for each step,
 #
 # $$
+# \begin{gathered}
 # q_\sigma(x_s\mid x_t,x_0)\;=\;\mathcal N\Big(x_s;\;\;\sqrt{\bar\alpha_s}\;x_0
-# +\sqrt{1-\bar\alpha_s-\sigma_t^2}\;\cdot\frac{x_t-\sqrt{\bar\alpha_t}\,x_0}{\sqrt{1-\bar\alpha_t}} ,\;\;\sigma_t^2\,I\Big) ,
-# \qquad 0\le\sigma_t^2\le1-\bar\alpha_s .
+# +\sqrt{1-\bar\alpha_s-\sigma_t^2}\;\cdot\frac{x_t-\sqrt{\bar\alpha_t}\,x_0}{\sqrt{1-\bar\alpha_t}} ,\;\;\sigma_t^2\,I\Big) ,\\
+# 0\le\sigma_t^2\le1-\bar\alpha_s .
+# \end{gathered}
 # \tag{9.4}
 # $$
 #
@@ -250,9 +252,9 @@ check("9.1", family_step)
 # $$
 # \begin{aligned}
 # x_t-\sqrt{\bar\alpha_t}\,x_0 &\;\sim\;\mathcal N\big(0,\;(1-\bar\alpha_t)\,I\big)
-# && \text{the assumption (9.6), and a shift, (T.8)} \\
+# && \text{assumption (9.6); a shift, (T.8)} \\
 # c_t^\sigma\,\big(x_t-\sqrt{\bar\alpha_t}\,x_0\big) &\;\sim\;\mathcal N\big(0,\;(1-\bar\alpha_s-\sigma_t^2)\,I\big)
-# && \text{a factor is squared in the variance, (T.8)} \\
+# && \text{variance: the factor squared, (T.8)} \\
 # c_t^\sigma\,\big(x_t-\sqrt{\bar\alpha_t}\,x_0\big)+\sigma_t\,z &\;\sim\;\mathcal N\big(0,\;(1-\bar\alpha_s)\,I\big)
 # && \text{independent: variances add, (T.9)} \\
 # x_s &\;\sim\;\mathcal N\big(\sqrt{\bar\alpha_s}\,x_0,\;(1-\bar\alpha_s)\,I\big)
@@ -323,11 +325,12 @@ for trial in range(3):
 # $1-\bar\alpha_t=\beta_{t\mid s}+\bar\alpha_{t\mid s}(1-\bar\alpha_s)$ with $\bar\alpha_{t\mid s}=\bar\alpha_t/\bar\alpha_s$, so
 #
 # $$
+# \begin{gathered}
 # 1-\bar\alpha_s-\tilde\beta_{t\mid s}
 # =\frac{(1-\bar\alpha_s)\,(1-\bar\alpha_t-\beta_{t\mid s})}{1-\bar\alpha_t}
-# =\frac{\bar\alpha_{t\mid s}\,(1-\bar\alpha_s)^2}{1-\bar\alpha_t} ,
-# \qquad
+# =\frac{\bar\alpha_{t\mid s}\,(1-\bar\alpha_s)^2}{1-\bar\alpha_t} ,\\
 # c_t^{\sigma(1)}=\frac{\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)}{1-\bar\alpha_t}=c_t .
+# \end{gathered}
 # \tag{9.10}
 # $$
 #

@@ -388,7 +388,7 @@ fact("standard deviations of the two coordinates", law.diag().sqrt(), digits=3)
 #
 # $$
 # x\sim\mathcal N(m_1,V_1),\quad y\sim\mathcal N(m_2,V_2)\quad\text{independent}
-# \qquad\Longrightarrow\qquad x+y\sim\mathcal N(m_1+m_2,\;V_1+V_2) .
+# \quad\Longrightarrow\quad x+y\sim\mathcal N(m_1+m_2,\;V_1+V_2) .
 # \tag{T.9}
 # $$
 #
@@ -832,7 +832,10 @@ fact("smallest and largest of the fifty, in nats", [divergences.min(), divergenc
 # is $\operatorname{tr}(V_2^{-1}V_1)+(m_1-m_2)^\top V_2^{-1}(m_1-m_2)$. Together,
 #
 # $$
-# \mathrm{KL}\big(\mathcal N(m_1,V_1)\,\Vert\,\mathcal N(m_2,V_2)\big)=\tfrac12\Big[\operatorname{tr}(V_2^{-1}V_1)-D+\log\frac{\det V_2}{\det V_1}+(m_1-m_2)^\top V_2^{-1}(m_1-m_2)\Big] .
+# \begin{aligned}
+# \mathrm{KL}\big(\mathcal N(m_1,V_1)\,\Vert\,\mathcal N(m_2,V_2)\big)=\tfrac12\Big[&\operatorname{tr}(V_2^{-1}V_1)-D+\log\frac{\det V_2}{\det V_1}\\
+# &+(m_1-m_2)^\top V_2^{-1}(m_1-m_2)\Big] .
+# \end{aligned}
 # \tag{T.23}
 # $$
 #

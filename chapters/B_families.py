@@ -410,9 +410,11 @@ fact("what the bound loses there", gap, digits=2)
 # **The gradient.** The mean in (B.12) is over a law that depends on the encoder's weights. Reparameterise, (T.29): $z=\mu+\rho\,\varepsilon$ with $\varepsilon\sim\mathcal N(0,I)$, a mean over a fixed law. By (T.30), and by differentiating the closed term, for each coordinate
 #
 # $$
-# \frac{\partial\,\mathrm{ELBO}}{\partial\mu}\;=\;\mathbb E_\varepsilon\,f'(\mu+\rho\,\varepsilon)-\mu ,
-# \qquad\frac{\partial\,\mathrm{ELBO}}{\partial\rho}\;=\;\mathbb E_\varepsilon\big[\varepsilon\,f'(\mu+\rho\,\varepsilon)\big]-\rho+\frac1\rho ,
-# \qquad f(z)=\log p_\theta(x\mid z) .
+# \begin{aligned}
+# \frac{\partial\,\mathrm{ELBO}}{\partial\mu}\;&=\;\mathbb E_\varepsilon\,f'(\mu+\rho\,\varepsilon)-\mu ,
+# \qquad f(z)=\log p_\theta(x\mid z) ,\\
+# \frac{\partial\,\mathrm{ELBO}}{\partial\rho}\;&=\;\mathbb E_\varepsilon\big[\varepsilon\,f'(\mu+\rho\,\varepsilon)\big]-\rho+\frac1\rho .
+# \end{aligned}
 # \tag{B.13}
 # $$
 #
@@ -502,8 +504,10 @@ and mostly below the line at k = 1, narrow at k = 128.""")
 # change as long as $\varsigma^2\le\lambda_L$, and only grow beyond. So with $U_L$ for the first $L$ eigenvectors and $\Lambda_L$ for their eigenvalues
 #
 # $$
-# \varsigma^2=\frac1{D-L}\sum_{i>L}\lambda_i ,\qquad A=U_L\big(\Lambda_L-\varsigma^2I\big)^{1/2} ,
-# \qquad\max\;\mathbb E\log p_\theta=-\tfrac12\Big[\sum_{i\le L}\log\lambda_i+(D-L)\log\varsigma^2+D+D\log2\pi\Big] .
+# \begin{gathered}
+# \varsigma^2=\frac1{D-L}\sum_{i>L}\lambda_i ,\qquad A=U_L\big(\Lambda_L-\varsigma^2I\big)^{1/2} ,\\
+# \max\;\mathbb E\log p_\theta=-\tfrac12\Big[\sum_{i\le L}\log\lambda_i+(D-L)\log\varsigma^2+D+D\log2\pi\Big] .
+# \end{gathered}
 # \tag{B.16}
 # $$
 #
@@ -985,7 +989,7 @@ fact("at ρ = 0.6: the floor, and what the wrong field adds", [floor, integrate(
 # \frac{d}{d\rho}\,\mathbb E\,g(x_\rho)
 # &=\mathbb E\big[\nabla g(x_\rho)^\top(x_0-\varepsilon)\big] && \text{the chain rule, inside the mean} \\
 # &=\mathbb E\big[\nabla g(x_\rho)^\top u(x_\rho,\rho)\big] && \text{the tower property, (B.32)} \\
-# &=\int\nabla g^\top u\,p_\rho\,dx\;=\;-\int g\;\nabla\!\cdot(p_\rho u)\,dx && \text{by parts; nothing is left at the ends.}
+# &=\int\nabla g^\top u\,p_\rho\,dx\;=\;-\int g\;\nabla\!\cdot(p_\rho u)\,dx && \text{by parts; the ends vanish.}
 # \end{aligned}
 # \tag{B.34}
 # $$
