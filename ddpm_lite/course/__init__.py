@@ -1,0 +1,1 @@
+"""From exercises to a marked gradebook: assignments, the students' edition, isolated marking."""
