@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,10 +126,7 @@ def _parser(prog: str) -> common.Parser:
 
 
 def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> None:
-    if given.out:
-        if given.out.suffix != ".json":
-            raise Refused(f"--out must end in .json, got {given.out}.")
-        common.refuse_existing(given.out, given.overwrite)
+    _check_out(given)
     with common.refusing():
         device = choose_device(given.device)
         model, weights = common.open_model(given.model, device)
@@ -142,16 +140,9 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
     generators = [recipe.generator_for(given.seed + i) for i in range(given.generations)]
     asked = [_classes_like(train, len(images), g) for g in generators] if labelled else []
     start = time.perf_counter()
+    draw = partial(way.draw, model.network, diffusion, tuple(images.shape), device=device)
     generations = [
-        way.draw(
-            model.network,
-            diffusion,
-            tuple(images.shape),
-            generator,
-            y=asked[i] if labelled else None,
-            device=device,
-            progress=not given.quiet,
-        )
+        draw(generator, y=asked[i] if labelled else None, progress=not given.quiet)
         for i, generator in enumerate(generators)
     ]
     report = evaluate(
@@ -181,6 +172,13 @@ def _evaluate(given: argparse.Namespace, prog: str, arguments: list[str]) -> Non
     if given.out:
         common.write_json(given.out, record)
     print(to_json(record).decode() if given.json else _in_words(record, report, given), end="")
+
+
+def _check_out(given: argparse.Namespace) -> None:
+    if given.out and given.out.suffix != ".json":
+        raise Refused(f"--out must end in .json, got {given.out}.")
+    if given.out:
+        common.refuse_existing(given.out, given.overwrite)
 
 
 def _data(given: argparse.Namespace, model: Model) -> tuple[Dataset, Dataset]:
