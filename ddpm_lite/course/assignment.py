@@ -17,7 +17,7 @@ from ddpm_lite.book.files import write_whole
 from ddpm_lite.exercises.exercise import Exercise, find
 
 HIDDEN_DRAWS = 2  # inputs that an answer is marked on; it is right if it is right on each
-CELLS = ("setup", "intro", "statement", "equations", "answer", "test")
+CELLS = ("setup", "intro", "statement", "answer", "test", "notes")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from ddpm_lite.exercises.engine import check, hint, progress, solution
 from ddpm_lite.exercises.exercise import Exercise, all_exercises, find, register
+from ddpm_lite.exercises.policy import obey
 
 __all__ = [
     "Exercise",
@@ -9,6 +10,7 @@ __all__ = [
     "check",
     "find",
     "hint",
+    "obey",
     "progress",
     "register",
     "solution",

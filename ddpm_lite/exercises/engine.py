@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_lite.exercises import observe as observing
+from ddpm_lite.exercises import policy
 from ddpm_lite.exercises.compare import Arrays, compare
 from ddpm_lite.exercises.describe import describe
 from ddpm_lite.exercises.exercise import Exercise, all_exercises, find
@@ -64,7 +65,7 @@ def judge(exercise: Exercise, answer: Any, seed: int | None = None) -> Verdict:
         return _judge_text(answer)
     inputs = draw(exercise, seed)
     try:
-        answer = _prepared(exercise, answer)
+        answer = prepared(exercise, answer)
         with observing.time_limit(observing.TIME_LIMIT, observing.code_of(answer)):
             got = observe(exercise, answer, inputs)
     except Blank:
@@ -113,7 +114,7 @@ def verdict_on(
     return Verdict("wrong", (where, see))
 
 
-def _prepared(exercise: Exercise, answer: Any) -> Any:
+def prepared(exercise: Exercise, answer: Any) -> Any:
     """The answer in the form that its kind has, or ``Blank`` or ``Trouble``."""
     if exercise.kind == "number":
         if answer is None:
@@ -145,11 +146,15 @@ def hint(id: str) -> None:
     if exercise is None:
         _say_unknown(id)
         return
+    if closed := policy.closed("hints"):
+        show(Box("hint", f"{_name(exercise)}: no hint", [closed]))
+        return
     entry, complaint = Store().count_hint(id, len(exercise.hints))
     given, most = entry["hints"], len(exercise.hints)
     lines = [f"{number}. {text}" for number, text in enumerate(exercise.hints[:given], 1)]
     if given == most:
-        lines.append(f'That was the last one; solution("{id}") shows an answer.')
+        solved = f'solution("{id}") shows an answer.'
+        lines.append(f"That was the last one; {policy.closed('solutions') or solved}")
     show(Box("hint", f"{_name(exercise)}: hint {given} of {most}", lines + complaint))
 
 
@@ -158,6 +163,9 @@ def solution(id: str) -> None:
     exercise = find(id)
     if exercise is None:
         _say_unknown(id)
+        return
+    if closed := policy.closed("solutions"):
+        show(Box("hint", f"{_name(exercise)}: no solution", [closed]))
         return
     title = f"{_name(exercise)}: a solution"
     if exercise.kind == "explain":
