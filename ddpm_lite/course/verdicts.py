@@ -7,6 +7,7 @@ the difference is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ddpm_lite.exercises.compare import Arrays, compare
@@ -46,8 +47,11 @@ class Question:
         reference, wrong = known_answers(exercise, inputs)
         return cls(exercise, inputs, reference, wrong)
 
-    def outcome(self, got: Arrays) -> Outcome:
-        """What became of an answer that returned these arrays."""
+    def outcome(self, got: Arrays, troubles: Mapping[str, str] | None = None) -> Outcome:
+        """What became of an answer that returned these arrays.
+
+        ``troubles`` has a sentence for each call that raised; without, its exception is named.
+        """
         exercise = self.exercise
         result = compare(self.reference, self.wrong, got, exercise.tolerance)
         if result.right:
@@ -56,13 +60,10 @@ class Question:
             return Outcome("wrong", result.mistake, _named(exercise, result.mistake))
         assert result.place is not None
         if result.place.reason == "raised":
-            return raised(str(got[result.place.key]))
+            key = result.place.key
+            said = f"Your code raised {got[key]}."
+            return Outcome("trouble", None, ((troubles or {}).get(key, said),))
         return Outcome("wrong", None, (DIFFERENCES[result.place.reason], _see(exercise)))
-
-
-def raised(name: str) -> Outcome:
-    """An answer that raised an exception of this name."""
-    return Outcome("trouble", None, (f"Your code raised {name}.",))
 
 
 def together(outcomes: list[Outcome], exercise: Exercise) -> Outcome:

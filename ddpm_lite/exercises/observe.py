@@ -64,7 +64,7 @@ def observe(exercise: Exercise, answer: Any, inputs: Inputs) -> Observation:
     seen = Observation()
     if exercise.kind == "number":
         number = answer() if callable(answer) else answer
-        seen.arrays["0@"] = _array(number, "Your answer is")
+        seen.arrays["0@"] = as_array(number, "Your answer is")
     elif exercise.observe is not None:
         _observe_specially(exercise, answer, inputs, seen)
     else:
@@ -104,11 +104,18 @@ def _observe_specially(exercise: Exercise, answer: Any, inputs: Inputs, seen: Ob
 
 def run(answer: Callable[..., Any], arguments: Sequence[Any], like: Any) -> list[np.ndarray]:
     """Call an answer on fresh copies and return its values; ``like`` has the right signature."""
+    return call(answer, [_fresh(argument) for argument in arguments], like)
+
+
+def call(answer: Callable[..., Any], arguments: Sequence[Any], like: Any) -> list[np.ndarray]:
+    """Call an answer on the arguments themselves, which it may change."""
     _check_arguments(answer, arguments, like)
     with speak_of_errors(code_of(answer)):
-        result = answer(*map(_fresh, arguments))
+        result = answer(*arguments)
     several = isinstance(result, tuple | list) and len(result) > 0
-    return [_array(value, "Your function returned") for value in (result if several else [result])]
+    return [
+        as_array(value, "Your function returned") for value in (result if several else [result])
+    ]
 
 
 def _fresh(argument: Any) -> Any:
@@ -148,6 +155,8 @@ def speak_of_errors(code: CodeType | None) -> Iterator[None]:
     """Turn whatever the reader's ``code`` raises into ``Blank`` or ``Trouble``, but for Ctrl-C."""
     try:
         yield
+    except (Blank, Trouble):  # what stands for a function that ran elsewhere says it itself
+        raise
     except RecursionError:
         raise Trouble("RecursionError", "Your function calls itself without end.") from None
     except (Exception, SystemExit) as error:
@@ -216,7 +225,7 @@ def _line_of(error: BaseException, code: CodeType | None) -> str:
 # ---- what it returned ----------------------------------------------------------------------------
 
 
-def _array(value: Any, said: str) -> np.ndarray:
+def as_array(value: Any, said: str) -> np.ndarray:
     """One value as a float64 array on the CPU, or a sentence on why it is none."""
     if value is None:
         raise Trouble("type", f"{said} None; is a return missing?")
