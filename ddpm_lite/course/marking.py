@@ -153,6 +153,8 @@ class Session:
         assert self.box is not None
         if exercise.kind == "number":
             reply = self._request(self.box, {"value": name})
+            if "blank" in reply and "trouble" in self.fault:  # the cell did not come to it
+                reply = self.fault
             return question.outcome({"0@": _arrays(self._checked(exercise, reply), 1)[0]})
         proxy = Proxy(self, exercise, name)
         got = observe(exercise, proxy, question.inputs)
@@ -234,6 +236,7 @@ class Session:
             "name": f"The cell defines no {answer_name(exercise)}.",
             "function": "The answer to this exercise is a number, not a function.",
             "type": "What you return should be numbers.",
+            "size": "What you return is far too large.",
             "arguments": "Your function takes other arguments than the exercise says.",
             "RecursionError": "Your function calls itself without end.",
         }

@@ -1,9 +1,9 @@
 """Where a student's code runs: a process of its own, under limits, cut off where possible.
 
-Always: limits of processor time, memory, open files and file size, a time by the clock, and on
-Linux a lock (``confine``) against new processes, sockets, signals to others and changes of files.
-Where bubblewrap is installed, the process besides sees nothing of the machine but Python and the
-students' copy of the library.
+Always: limits of processor time, memory, open files and file size, and a time by the clock. On
+Linux the process locks itself: no new process, no socket, no signal to others, no change of files
+(``confine``), and nothing to read but Python and the students' library (``landlock``). Where
+bubblewrap is installed, the rest of the machine is not even there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import ddpm_lite
 from ddpm_lite.book import BookError
-from ddpm_lite.course import confine
+from ddpm_lite.course import confine, landlock
 from ddpm_lite.course.wire import Wire
 
 LIBRARY = Path(ddpm_lite.__file__).parent
@@ -31,6 +31,7 @@ NOT_FOR_STUDENTS = ("book", "course", "exercises", "__pycache__")
 FOR_THE_RUNNER = (
     "course/__init__.py",
     "course/confine.py",
+    "course/landlock.py",
     "course/student.py",
     "course/wire.py",
     "exercises/exercise.py",
@@ -99,17 +100,16 @@ class Sandbox:
     @property
     def protection(self) -> str:
         """In words, what protects this machine from a student's code."""
-        limits = "limits of time, memory, files" + (
-            "; no new process, no network, no signal to others, no change of files"
-            if confine.possible()
-            else ""
-        )
+        said = ["limits of time, memory and files"]
         if self.bwrap:
-            return f"bubblewrap: the code sees no file of yours; {limits}"
-        return (
-            f"{limits}. Bubblewrap is not active: the code can READ every file that you can, "
-            "solutions among them"
-        )
+            said.insert(0, "bubblewrap (the code sees nothing of this machine but Python)")
+        if confine.possible():
+            said.append("seccomp (no new process, no network, no signals, no change of files)")
+        if landlock.possible():
+            said.append("Landlock (only Python and the library can be read)")
+        if not (self.bwrap or landlock.possible()):
+            said.append("NO protection of the files that you can read, solutions among them")
+        return "; ".join(said)
 
     def _works(self) -> bool:
         with runtime() as library:
@@ -122,7 +122,8 @@ class Sandbox:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         program = library / "ddpm_lite" / "course" / "student.py"
-        words = [sys.executable, "-I", "-B", str(program), str(theirs_in), str(theirs_out)]
+        pipes = (str(theirs_in), str(theirs_out))
+        words = [sys.executable, "-I", "-B", str(program), *pipes, str(LIBRARY)]
         try:
             process = subprocess.Popen(
                 [*self._command(library), *words],
@@ -153,6 +154,8 @@ class Sandbox:
         words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
         for place in dict.fromkeys(("/usr", sys.base_prefix, sys.prefix, str(library))):
             words += ["--ro-bind", place, place]
+        if any(LIBRARY.is_relative_to(place) for place in (sys.base_prefix, sys.prefix)):
+            words += ["--tmpfs", str(LIBRARY)]  # installed there, with its solutions
         scratch = ["--size", str(self.limits.file_size), "--tmpfs", "/scratch"]
         return [*words, "--proc", "/proc", "--dev", "/dev", *scratch, "--chdir", "/scratch"]
 

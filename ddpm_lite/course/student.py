@@ -1,6 +1,7 @@
 """What runs in the isolated process: it executes a student's cells and calls their functions.
 
-Started by its path, with the numbers of two pipes. It answers requests until the pipe closes:
+Started by its path, with the numbers of two pipes and the folder of the library with the solutions,
+which may be installed beside PyTorch. It answers requests until the pipe closes:
 
     {"cell": text, "name": "3.2"}                    execute a cell
     {"value": "answer_3_1"}                          a number that a cell defined
@@ -23,15 +24,29 @@ from typing import Any
 RUNTIME = Path(__file__).resolve().parents[2]  # the copy of the library that students may use
 sys.path.insert(0, str(RUNTIME))
 
-from ddpm_lite.course import confine  # noqa: E402
+from ddpm_lite.course import confine, landlock  # noqa: E402
+
+READABLE = (
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache"),
+    *("/proc/self", "/proc/cpuinfo", "/sys", "/dev/null", "/dev/urandom"),
+)
+
+
+def lock(hidden: Path) -> None:
+    """From here on only Python and the library can be read, and nothing changed or started."""
+    if landlock.possible():
+        python = (sys.base_prefix, sys.prefix, str(RUNTIME))
+        landlock.allow_only([Path(place) for place in (*READABLE, *python)], hidden)
+    confine.lock()
+
 
 if __name__ == "__main__":
-    confine.lock()  # from here on no new process, no socket, no signal to others
+    lock(Path(sys.argv[3]))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from ddpm_lite.course.wire import Closed, Wire  # noqa: E402
+from ddpm_lite.course.wire import Closed, Garbled, Wire  # noqa: E402
 from ddpm_lite.exercises import observe  # noqa: E402
 from ddpm_lite.exercises.observe import Blank, Trouble  # noqa: E402
 
@@ -132,7 +147,11 @@ def serve(wire: Wire) -> None:
     try:
         wire.send({"ready": True})
         while True:
-            wire.send(room.answer(wire.receive()))
+            reply = room.answer(wire.receive())
+            try:
+                wire.send(reply)
+            except Garbled:
+                wire.send({"trouble": "size", "line": 0})
     except Closed:
         return
 
