@@ -9,16 +9,16 @@ bubblewrap is installed, the rest of the machine is not even there.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ddpm_lite
@@ -123,7 +123,8 @@ class Sandbox:
         theirs_in, ours_out = os.pipe()
         program = library / "ddpm_lite" / "course" / "student.py"
         pipes = (str(theirs_in), str(theirs_out))
-        words = [sys.executable, "-I", "-B", str(program), *pipes, str(LIBRARY)]
+        limits = json.dumps(asdict(self.limits))
+        words = [sys.executable, "-I", "-B", str(program), *pipes, str(LIBRARY), limits]
         try:
             process = subprocess.Popen(
                 [*self._command(library), *words],
@@ -134,7 +135,6 @@ class Sandbox:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs_in, theirs_out),
                 start_new_session=True,
-                preexec_fn=self._limiter(),
             )
         finally:
             os.close(theirs_in)
@@ -158,22 +158,6 @@ class Sandbox:
             words += ["--tmpfs", str(LIBRARY)]  # installed there, with its solutions
         scratch = ["--size", str(self.limits.file_size), "--tmpfs", "/scratch"]
         return [*words, "--proc", "/proc", "--dev", "/dev", *scratch, "--chdir", "/scratch"]
-
-    def _limiter(self) -> Callable[[], None]:
-        """Sets the limits in the new process, before it becomes another program."""
-        limits = (
-            (resource.RLIMIT_CPU, self.limits.cpu_seconds),
-            (resource.RLIMIT_AS, self.limits.memory),
-            (resource.RLIMIT_FSIZE, self.limits.file_size),
-            (resource.RLIMIT_NOFILE, self.limits.open_files),
-            (resource.RLIMIT_CORE, 0),
-        )
-
-        def limit() -> None:
-            for which, most in limits:
-                resource.setrlimit(which, (most, most))
-
-        return limit
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What runs in the isolated process: it executes a student's cells and calls their functions.
 
-Started by its path, with the numbers of two pipes and the folder of the library with the solutions,
-which may be installed beside PyTorch. It answers requests until the pipe closes:
+Started by its path, with the numbers of two pipes, the folder of the library with the solutions,
+which may be installed beside PyTorch, and the limits. It answers requests until the pipe closes:
 
     {"cell": text, "name": "3.2"}                    execute a cell
     {"value": "answer_3_1"}                          a number that a cell defined
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import linecache
 import re
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,18 @@ READABLE = (
 )
 
 
+def limit(cpu_seconds: int, memory: int, file_size: int, open_files: int, **_: float) -> None:
+    """Limits that only root could lift again, and the lock below keeps root from that."""
+    for which, most in (
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, file_size),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(which, (most, most))
+
+
 def lock(hidden: Path) -> None:
     """From here on only Python and the library can be read, and nothing changed or started."""
     if landlock.possible():
@@ -41,6 +55,7 @@ def lock(hidden: Path) -> None:
 
 
 if __name__ == "__main__":
+    limit(**json.loads(sys.argv[4]))
     lock(Path(sys.argv[3]))
 
 import numpy as np  # noqa: E402
