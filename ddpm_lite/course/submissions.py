@@ -1,7 +1,8 @@
 """What came back: a folder of uploads, or nbgrader's tree, read as text and nothing else.
 
-A notebook is read as JSON. Nothing in it is executed here, shown as HTML, or unpickled. Whatever is
-not clear is not guessed: the submission, or one exercise of it, is left to a person, with the reason.
+A notebook is read as JSON. Nothing in it is executed here, shown as HTML, or unpickled. Whatever
+is not clear is not guessed: the submission, or one exercise of it, is left to a person, who is told
+why.
 """
 
 from __future__ import annotations
