@@ -43,6 +43,11 @@ SAID = {
 }
 
 
+def words(line: str) -> str:
+    """A sentence of the book as HTML: *stress* is the only mark-up that the messages have."""
+    return re.sub(r"\*(\w[\w\s-]*)\*", r"<em>\1</em>", html.escape(line))
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """A page of its own, around parts that are HTML already."""
     return (
@@ -91,7 +96,7 @@ def _section(assignment: Assignment, task: Task, result: Result, mark: Mark | No
     return (
         f'<section class="{status}"><span class="points">{shown} of {task.points}</span>'
         f"<h2>Exercise {exercise.id}: {html.escape(exercise.title)}</h2><p>{said}</p>"
-        + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        + "".join(f"<p>{words(line)}</p>" for line in lines)
         + f"{answer}</section>"
     )
 

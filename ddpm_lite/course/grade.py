@@ -165,13 +165,16 @@ def _marks(
 
 
 def _one(marker: Marker, submission: Submission) -> Marks:
-    marks = marker.mark(submission.answers)
-    return tuple(
-        Mark(m.id, None, m.out_of, "person", None, ("A person looks at this.",))
-        if m.id in submission.person
-        else m
-        for m in marks
-    )
+    """A submission's marks; what is not clear waits for a person, what is empty for nobody."""
+
+    def settled(mark: Mark) -> Mark:
+        if mark.id in submission.person:
+            return Mark(mark.id, None, mark.out_of, "person", None, ("A person looks at this.",))
+        if mark.status == "person" and not submission.texts.get(mark.id, "").strip():
+            return Mark(mark.id, 0, mark.out_of, "blank", None, ("Not attempted.",))
+        return mark
+
+    return tuple(map(settled, marker.mark(submission.answers)))
 
 
 def _kept_from_falling(job: Future[Marks], submission: Submission, assignment: Assignment) -> Marks:
@@ -194,7 +197,14 @@ def _kept_from_falling(job: Future[Marks], submission: Submission, assignment: A
 
 def _fingerprint(assignment: Assignment, submission: Submission) -> str:
     """Of everything that the marks follow from: answers, assignment, exercises, and this code."""
-    content = [asdict(assignment), dict(submission.answers), dict(submission.person), _code()]
+    texts = {id: bool(text.strip()) for id, text in submission.texts.items()}
+    content = [
+        asdict(assignment),
+        dict(submission.answers),
+        texts,
+        dict(submission.person),
+        _code(),
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

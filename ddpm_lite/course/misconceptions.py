@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.ticker import MaxNLocator
+
 from ddpm_lite.course.assignment import Assignment
-from ddpm_lite.course.feedback import page
+from ddpm_lite.course.feedback import page, words
 from ddpm_lite.course.gradebook import Result, table
 from ddpm_lite.exercises.exercise import Exercise
 from ddpm_lite.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, figure, use_book_style
@@ -66,9 +68,9 @@ def as_csv(found: Sequence[Summary]) -> str:
         id = summary.exercise.id
         for name, count in summary.mistakes.most_common():
             rows.append([id, name, str(count), summary.exercise.wrong[name][1]])
-        for kind, (words, _) in KINDS.items():
+        for kind, (said, _) in KINDS.items():
             if kind != "named" and summary.kinds[kind]:
-                rows.append([id, words, str(summary.kinds[kind]), ""])
+                rows.append([id, said, str(summary.kinds[kind]), ""])
     return table(rows)
 
 
@@ -78,12 +80,13 @@ def picture(found: Sequence[Summary]) -> bytes:
     fig, ax = figure(row_height=0.9 + 0.32 * len(found))
     names = [f"{summary.exercise.id}" for summary in found]
     left = [0] * len(found)
-    for kind, (words, colour) in KINDS.items():
+    for kind, (said, colour) in KINDS.items():
         counts = [summary.kinds[kind] for summary in found]
         if any(counts):
-            ax.barh(names, counts, left=left, color=colour, label=words)
+            ax.barh(names, counts, left=left, color=colour, label=said)
             left = [a + b for a, b in zip(left, counts, strict=True)]
     ax.invert_yaxis()
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="students", ylabel="exercise")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, frameon=False)
     file = io.BytesIO()
@@ -99,10 +102,9 @@ def report(assignment: Assignment, results: Sequence[Result], image: bytes) -> s
         for summary in found
         if summary.trouble >= 0.3
     )
-    words = {kind: words for kind, (words, _) in KINDS.items()}
     alternative = "; ".join(
         f"exercise {s.exercise.id}: "
-        + ", ".join(f"{s.kinds[kind]} {words[kind]}" for kind in KINDS if s.kinds[kind])
+        + ", ".join(f"{s.kinds[kind]} {KINDS[kind][0]}" for kind in KINDS if s.kinds[kind])
         for s in found
     )
     encoded = base64.b64encode(image).decode()
@@ -125,7 +127,7 @@ def _part(summary: Summary) -> str:
     ]
     rows += [(kinds[kind], KINDS[kind][0]) for kind in KINDS if kind != "named"]
     lines = [
-        f'<tr><td class="number">{count}</td><td>{html.escape(text)}</td></tr>'
+        f'<tr><td class="number">{count}</td><td>{words(text)}</td></tr>'
         for count, text in rows
         if count
     ]

@@ -80,7 +80,8 @@ def together(outcomes: list[Outcome], exercise: Exercise) -> Outcome:
 
 
 def _named(exercise: Exercise, mistake: str) -> tuple[str, ...]:
-    return (exercise.wrong[mistake][1], _see(exercise))
+    message = exercise.wrong[mistake][1]
+    return (message,) if f"({exercise.equation})" in message else (message, _see(exercise))
 
 
 def _see(exercise: Exercise) -> str:
