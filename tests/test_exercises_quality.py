@@ -1,6 +1,8 @@
 """What tells an author that an exercise is not good enough, held against exercises that are not."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,31 +12,18 @@ from ddpm_lite.course import quality
 from ddpm_lite.course.quality import faults
 from ddpm_lite.exercises import Exercise, all_exercises, find
 
-
-def mean(x):
-    """The template of the instructors' page."""
-    return x.mean()
+PAGE = Path(__file__).resolve().parent.parent / "chapters" / "INSTRUCTORS.md"
+(TEMPLATE,) = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text(encoding="utf-8"))
 
 
-GOOD = Exercise(
-    id="3.99",
-    title="The mean",
-    kind="code",
-    points=1,
-    minutes=3,
-    difficulty=1,
-    equation="3.1",
-    inputs=lambda rng: [(rng.uniform(1, 2, size=size),) for size in (2, 3, 5)],
-    reference=mean,
-    wrong={
-        "sum": (lambda x: x.sum(), "You summed; the mean divides by the number of entries."),
-        "one-less": (
-            lambda x: x.sum() / (len(x) - 1),
-            "That divides by one less than the number, which is for variances.",
-        ),
-    },
-    hints=("What is it divided by?", "Add up, and count.", "x.sum() / len(x)."),
-)
+def template():
+    """The exercise that the instructors' page holds up as a whole one."""
+    names = {"Exercise": Exercise}
+    exec(TEMPLATE, names)
+    return names["EXERCISE"]
+
+
+GOOD = template()
 
 
 def changed(**fields):

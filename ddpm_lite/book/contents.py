@@ -121,6 +121,9 @@ def _back(book: Book, folder: str) -> list[str]:
     if works:
         what = f"{_plural(len(works), 'work')}, what the book takes from each, and who cites it"
         entries.append(("References", book.references, what))
+    if book.instructors.is_file():
+        what = "handing exercises out, marking them, and writing new ones"
+        entries.append(("For instructors", book.instructors, what))
     listed = [f"- [{title}]({folder}{page.name}): {what}." for title, page, what in entries]
     return ["**At the back**", "", *listed]
 

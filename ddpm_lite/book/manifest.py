@@ -135,10 +135,15 @@ class Book:
         return self.root / "chapters" / "references.md"
 
     @property
+    def instructors(self) -> Path:
+        """How to hand exercises out and mark them, if there is such a page."""
+        return self.root / "chapters" / "INSTRUCTORS.md"
+
+    @property
     def pages(self) -> tuple[Path, ...]:
         """What there is beside the chapters, START.md first."""
-        pages = (self.start_page, self.generated, self.glossary, self.pitfalls, self.references)
-        return tuple(page for page in pages if page.is_file())
+        back = (self.generated, self.glossary, self.pitfalls, self.references, self.instructors)
+        return tuple(page for page in (self.start_page, *back) if page.is_file())
 
     @property
     def start_page(self) -> Path:
