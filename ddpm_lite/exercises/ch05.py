@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ddpm_lite.exercises.exercise import Exercise
 from ddpm_lite.exercises.mistakes import known
+from ddpm_lite.exercises.standins import Drifting
 
 
 def _strong_chain(rng, T):
@@ -285,24 +285,13 @@ def _loss_without_roots(denoiser, x0, t, noise, alpha_bar):
     return ((noise - denoiser(x_t, t)) ** 2).mean()
 
 
-@dataclass(frozen=True)
-class _Network:
-    """Stands for a network: its output depends on x_t and on t."""
-
-    slope: float
-    drift: float
-
-    def __call__(self, x_t, t):
-        return torch.tanh(self.slope * x_t) + self.drift * t[:, None].to(x_t.dtype)
-
-
 def _batches(rng):
     """As many rows as coordinates, so that levels laid along the wrong axis would fit too."""
     calls = []
     for size in (4, 5, 6):
         alpha_bar = _strong_chain(rng, T=9)
         t = rng.permutation(np.arange(1, 10))[:size]
-        network = _Network(float(rng.uniform(0.5, 1.5)), float(rng.uniform(0.15, 0.3)))
+        network = Drifting(float(rng.uniform(0.5, 1.5)), float(rng.uniform(0.15, 0.3)))
         x0, noise = rng.normal(size=(2, size, size))
         calls.append((network, x0, t, noise, alpha_bar))
     return calls

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from ddpm_lite.exercises.exercise import Exercise
 from ddpm_lite.exercises.mistakes import known
+from ddpm_lite.exercises.standins import Stepwise
 
 
 def _strong_chain(rng, T):
@@ -217,19 +216,6 @@ def generate(denoiser, x_T, noises, alpha_bar):
     return x
 
 
-@dataclass(frozen=True)
-class _Guess:
-    """A stand-in for a network: ε̂ = a_t·tanh(x) + b_t."""
-
-    slopes: tuple[float, ...]
-    shifts: tuple[float, ...]
-
-    def __call__(self, x, t):
-        slope = torch.tensor(self.slopes, dtype=x.dtype)[t]
-        shift = torch.tensor(self.shifts, dtype=x.dtype)[t]
-        return slope[:, None] * torch.tanh(x) + shift[:, None]
-
-
 def _walk(denoiser, x, noises, alpha_bar, *, last=1, late=0, shift=0):
     """The walk with slips: where it stops, which t the network and the noise are asked for."""
     for t in range(len(alpha_bar) - 1, last - 1, -1):
@@ -264,7 +250,7 @@ def _chains(rng):
     for _ in range(3):
         T = int(rng.integers(4, 8))
         slopes, shifts = rng.uniform(0.3, 0.9, T + 1), rng.uniform(-0.8, 0.8, T + 1)
-        network = _Guess(tuple(slopes.tolist()), tuple(shifts.tolist()))
+        network = Stepwise(tuple(slopes.tolist()), tuple(shifts.tolist()))
         noises = rng.normal(size=(T + 1, 5, 3))
         calls.append((network, rng.normal(size=(5, 3)), noises, _strong_chain(rng, T)))
     return calls

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from ddpm_lite.exercises.exercise import Exercise
 from ddpm_lite.exercises.mistakes import known
+from ddpm_lite.exercises.standins import Labelled, LabelsWatched
 
 
 def _strong_chain(rng, T):
     """ᾱ_0..ᾱ_T of a short chain with large steps, on which a slip shows."""
     return np.concatenate([[1.0], np.cumprod(1 - rng.uniform(0.1, 0.5, T))])
-
-
-class _Watched:
-    """Labels that an answer is given as a tensor, which stays at hand to be read after the call."""
-
-    def __init__(self, labels):
-        self.given = torch.from_numpy(np.array(labels, dtype=np.int64))
-
-    def __deepcopy__(self, memo):
-        # An answer is given copies of its arguments. This one's copy is the tensor that is watched.
-        return self.given
-
-
-def _labels_watched(place):
-    """An `observe` for answers with labels as argument `place`: results, and what they left of y.
-
-    The labels come first, so that they are also the first thing in which an answer is found to
-    differ: a result that was made from spoilt labels says less.
-    """
-
-    def observe(answer, inputs):
-        results, left = {}, []
-        for call, arguments in enumerate(inputs):
-            labels = _Watched(arguments[place])
-            changed = [*arguments[:place], labels, *arguments[place + 1 :]]
-            results[f"0@{call}"] = np.asarray(answer(*changed))
-            left.append(labels.given.numpy())
-        return {"your y after the calls": np.stack(left), **results}
-
-    return observe
 
 
 # ---- 8.1 -----------------------------------------------------------------------------------------
@@ -164,29 +133,13 @@ def _labels_overwritten(denoiser, x, t, y, w, null):
     return (1 + w) * told - w * denoiser(x, t, y.fill_(null))
 
 
-@dataclass(frozen=True, repr=False)
-class _Guess:
-    """A stand-in for a network with labels: ε̂ = a_t·tanh(x + b_y)."""
-
-    slopes: tuple[float, ...]
-    shifts: tuple[float, ...]
-
-    def __call__(self, x, t, y):
-        slope = torch.tensor(self.slopes, dtype=x.dtype)[t]
-        shift = torch.tensor(self.shifts, dtype=x.dtype)[y]
-        return slope[:, None] * torch.tanh(x + shift[:, None])
-
-    def __repr__(self):
-        return "<a stand-in for a network>"
-
-
 def _asked(rng):
     """Three classes, of which the batch holds 1 and 2, and the null class 3."""
     calls = []
     for _ in range(3):
         slopes = rng.uniform(0.4, 1.0, 9)
         shifts = rng.permutation([-1.2, -0.5, 0.4, 1.1]) + rng.uniform(-0.1, 0.1, 4)
-        network = _Guess(tuple(slopes.tolist()), tuple(shifts.tolist()))
+        network = Labelled(tuple(slopes.tolist()), tuple(shifts.tolist()))
         x, t = rng.normal(size=(6, 3)), rng.integers(1, 9, 6)
         y = np.array([1, 2, 1, 2, 1, 2])
         calls.append((network, x, t, y, float(rng.uniform(0.5, 2.5)), 3))
@@ -395,7 +348,7 @@ EXERCISES = [
         difficulty=1,
         equation="8.13",
         inputs=_batches,
-        observe=_labels_watched(0),
+        observe=LabelsWatched(0),
         reference=dropped,
         wrong={
             "kept-for-dropped": (
@@ -436,7 +389,7 @@ EXERCISES = [
         difficulty=2,
         equation="8.8",
         inputs=_asked,
-        observe=_labels_watched(3),
+        observe=LabelsWatched(3),
         reference=guided_eps,
         wrong={
             "w-counted-as-scale": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from ddpm_lite.exercises.exercise import Exercise
 from ddpm_lite.exercises.mistakes import variance_as_std
+from ddpm_lite.exercises.standins import Stepwise
 
 
 def _strong_chain(rng, T):
@@ -214,19 +214,6 @@ def ddim_sample(denoiser, x_T, steps, eta, noises, alpha_bar):
     return x
 
 
-@dataclass(frozen=True)
-class _Guess:
-    """A stand-in for a network: ε̂ = a_t·tanh(x) + b_t."""
-
-    slopes: tuple[float, ...]
-    shifts: tuple[float, ...]
-
-    def __call__(self, x, t):
-        slope = torch.tensor(self.slopes, dtype=x.dtype)[t]
-        shift = torch.tensor(self.shifts, dtype=x.dtype)[t]
-        return slope[:, None] * torch.tanh(x) + shift[:, None]
-
-
 def _stopped_early(denoiser, x_T, steps, eta, noises, alpha_bar):
     x = x_T
     for t, s in pairwise(steps):
@@ -268,7 +255,7 @@ def _walks(rng):
     for _ in range(3):
         T = int(rng.integers(7, 11))
         slopes, shifts = rng.uniform(0.3, 0.9, T + 1), rng.uniform(-0.8, 0.8, T + 1)
-        network = _Guess(tuple(slopes.tolist()), tuple(shifts.tolist()))
+        network = Stepwise(tuple(slopes.tolist()), tuple(shifts.tolist()))
         middle = sorted(rng.choice(np.arange(4, T), 2, replace=False).tolist(), reverse=True)
         steps = [T, *middle, 2]
         noises = rng.normal(size=(T + 1, 5, 3))
