@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         module = importlib.import_module(name)
         return int(module.main(given.arguments, prog=f"{parser.prog} {given.command}"))
     except ModuleNotFoundError as error:
+        if error.name == "ddpm_lite.book":
+            print("The students' edition of the library is without the book.", file=sys.stderr)
+            return 2
         if not error.name or error.name.split(".")[0] == "ddpm_lite":
             raise
         print(

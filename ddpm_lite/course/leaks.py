@@ -81,9 +81,10 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _opened(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A file, and if it is an archive, the files in it."""
-    yield name, content
-    if name.endswith(ARCHIVES) and zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for inner in archive.namelist():
-                yield from _opened(f"{name}/{inner}", archive.read(inner))
+    """A file as it is, or if it is an archive, the files in it."""
+    if not (name.endswith(ARCHIVES) and zipfile.is_zipfile(io.BytesIO(content))):
+        yield name, content
+        return
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for inner in archive.namelist():
+            yield from _opened(f"{name}/{inner}", archive.read(inner))

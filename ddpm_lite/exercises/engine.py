@@ -63,7 +63,8 @@ def judge(exercise: Exercise, answer: Any, seed: int | None = None) -> Verdict:
     """Run an answer and compare it with the reference and with the known mistakes."""
     if exercise.kind == "explain":
         return _judge_text(answer)
-    inputs = draw(exercise, seed)
+    drawn = exercise.tables.draw(seed) if exercise.tables and exercise.is_code else None
+    inputs = drawn.inputs if drawn else draw(exercise, seed)
     try:
         answer = prepared(exercise, answer)
         with observing.time_limit(observing.TIME_LIMIT, observing.code_of(answer)):
@@ -72,6 +73,10 @@ def judge(exercise: Exercise, answer: Any, seed: int | None = None) -> Verdict:
         return Verdict("blank")
     except Trouble as trouble:
         return Verdict("trouble", (trouble.sentence,))
+    if drawn:
+        return verdict_on(exercise, inputs, drawn.reference, drawn.wrong, got)
+    if exercise.tables:
+        return _judge_hashed(exercise, got.arrays["0@"])
     reference, wrong = known_answers(exercise, inputs)
     return verdict_on(exercise, inputs, reference, wrong, got)
 
@@ -130,6 +135,19 @@ def prepared(exercise: Exercise, answer: Any) -> Any:
     return answer
 
 
+def _judge_hashed(exercise: Exercise, got: np.ndarray) -> Verdict:
+    """A number in the students' edition, where the right one is not to be found."""
+    see = f'See equation ({exercise.equation}), or ask for hint("{exercise.id}").'
+    if got.size != 1 or not np.isfinite(got).all():
+        return Verdict("wrong", ("The answer to this exercise is one finite number.", see))
+    name = exercise.tables.named(float(got.reshape(())))
+    if name == "":
+        return Verdict("right")
+    if name is None:
+        return Verdict("wrong", ("That is another number.", see))
+    return Verdict("wrong", (exercise.wrong[name][1], see), name)
+
+
 def _judge_text(answer: Any) -> Verdict:
     if isinstance(answer, str):
         return Verdict("noted" if answer.strip() else "blank")
@@ -154,7 +172,7 @@ def hint(id: str) -> None:
     lines = [f"{number}. {text}" for number, text in enumerate(exercise.hints[:given], 1)]
     if given == most:
         solved = f'solution("{id}") shows an answer.'
-        lines.append(f"That was the last one; {policy.closed('solutions') or solved}")
+        lines.append(f"That was the last one; {_no_solution(exercise) or solved}")
     show(Box("hint", f"{_name(exercise)}: hint {given} of {most}", lines + complaint))
 
 
@@ -164,7 +182,7 @@ def solution(id: str) -> None:
     if exercise is None:
         _say_unknown(id)
         return
-    if closed := policy.closed("solutions"):
+    if closed := _no_solution(exercise):
         show(Box("hint", f"{_name(exercise)}: no solution", [closed]))
         return
     title = f"{_name(exercise)}: a solution"
@@ -175,6 +193,13 @@ def solution(id: str) -> None:
         show(Box("hint", title, code=source_of(exercise)))
     else:
         show(Box("hint", title, [f"{exercise.reference:.6g}"]))
+
+
+def _no_solution(exercise: Exercise) -> str:
+    """Why a solution may not, or cannot, be shown; empty if it can."""
+    if exercise.tables:
+        return "This edition of the library holds no solutions; ask whoever gave it to you."
+    return policy.closed("solutions")
 
 
 def source_of(exercise: Exercise) -> str:

@@ -50,6 +50,7 @@ class Exercise:
     observe: Callable[..., Mapping[str, np.ndarray]] | None = None
     tolerance: float = 1e-4
     rubric: tuple[str, ...] = ()
+    tables: Any = None  # what the students' edition has in the place of inputs and answers
 
     def __post_init__(self) -> None:
         explains = self.kind == "explain"
@@ -60,7 +61,7 @@ class Exercise:
             (self.difficulty in (1, 2, 3), f"difficulty is {self.difficulty}, not 1, 2 or 3"),
             (isinstance(self.hints, tuple) and len(self.hints) == 3, "there are three hints"),
             (0 < self.tolerance < 1, f"tolerance {self.tolerance} is not between 0 and 1"),
-            (self.is_code == (self.inputs is not None), "inputs are for code and formula"),
+            (self.is_code == self._has_inputs, "inputs are for code and formula"),
             (not self.is_code or callable(self.reference), "the reference is a function"),
             (explains == bool(self.rubric), "a rubric is for explain"),
             (not explains or isinstance(self.reference, str), "the reference is a model answer"),
@@ -68,6 +69,10 @@ class Exercise:
         for holds, rule in rules:
             if not holds:
                 raise ValueError(f"exercise {self.id}: {rule}.")
+
+    @property
+    def _has_inputs(self) -> bool:
+        return self.inputs is not None or (self.tables is not None and self.is_code)
 
     @property
     def is_code(self) -> bool:

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Drifting:
+class _Network:
+    """A stand-in for a network, whose numbers are nobody's business in a sentence about a call."""
+
+    def __repr__(self) -> str:
+        return "<a stand-in for a network>"
+
+
+@dataclass(frozen=True, repr=False)
+class Drifting(_Network):
     """A network whose output depends on x_t and on t: tanh(slope·x_t) + drift·t."""
 
     slope: float
@@ -26,8 +33,8 @@ class Drifting:
         return torch.tanh(self.slope * x_t) + self.drift * t[:, None].to(x_t.dtype)
 
 
-@dataclass(frozen=True)
-class Stepwise:
+@dataclass(frozen=True, repr=False)
+class Stepwise(_Network):
     """A network with a slope and a shift for each step: ε̂ = a_t·tanh(x) + b_t."""
 
     slopes: tuple[float, ...]
@@ -40,7 +47,7 @@ class Stepwise:
 
 
 @dataclass(frozen=True, repr=False)
-class Labelled:
+class Labelled(_Network):
     """A network with a slope for each step and a shift for each label: ε̂ = a_t·tanh(x + b_y)."""
 
     slopes: tuple[float, ...]
@@ -50,9 +57,6 @@ class Labelled:
         slope = torch.tensor(self.slopes, dtype=x.dtype)[t]
         shift = torch.tensor(self.shifts, dtype=x.dtype)[y]
         return slope[:, None] * torch.tanh(x + shift[:, None])
-
-    def __repr__(self) -> str:
-        return "<a stand-in for a network>"
 
 
 class _Watched:
