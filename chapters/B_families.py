@@ -196,7 +196,7 @@ fact("JSD of the two laws, and the value of the game", [jsd, value(best)], digit
 # \tag{B.6}
 # $$
 #
-# The reverse divergence, which fears samples where no data are and does not mind modes that are left out. That is one reason why GANs drop modes (Arjovsky and Bottou, 2017). The cell takes our two humps for data and $x=\theta+0.6\,z$ for the generator, so that $\nabla_\theta x=1$.
+# The reverse divergence, which fears samples where no data are and does not mind modes that are left out. It may be one reason why GANs drop modes (Arjovsky and Bottou, 2017). The cell takes our two humps for data and $x=\theta+0.6\,z$ for the generator, so that $\nabla_\theta x=1$.
 
 # %%
 p = data.log_prob(line[:, None]).exp()
@@ -500,8 +500,8 @@ and mostly below the line at k = 1, narrow at k = 128.""")
 # (The second from (B.9), as a square to complete in $z$: the exponent is $-\tfrac12z^\top z-\tfrac1{2\varsigma^2}\Vert x-b-Az\Vert^2$, whose quadratic part is $-\tfrac1{2\varsigma^2}z^\top Mz$ and whose linear part is $\tfrac1{\varsigma^2}z^\top A^\top(x-b)$; [T.4](A_toolbox.ipynb#T.4-Products-of-Gaussian-densities-(completing-the-square)) completes it.) The posterior is Gaussian with a mean that is linear in $x$ and a covariance that does not depend on $x$. So a linear encoder with constant variances can *be* the posterior, *if $M$ is diagonal*.
 #
 # **The best parameters.** Let the data have mean $\bar x$ and covariance $\Sigma$ with eigenvalues $\lambda_1\ge\dots\ge\lambda_D>0$. The average log-likelihood of a Gaussian with $b=\bar x$ (its best value, for any covariance $C$) is $-\tfrac12\big[D\log2\pi+\log\det C+\operatorname{tr}(C^{-1}\Sigma)\big]$. What can $C=AA^\top+\varsigma^2I$ be? Its eigenvalues $c_1\ge\dots\ge c_D$ satisfy $c_i\ge\varsigma^2$ for $i\le L$ and $c_i=\varsigma^2$ for the rest, since $AA^\top$ has rank at most $L$; otherwise they, and the eigenvectors, are free.
-# *Eigenvectors:* $\operatorname{tr}(C^{-1}\Sigma)\ge\sum_i\lambda_i/c_i$, von Neumann's trace inequality, with equality if $C$ has the eigenvectors of $\Sigma$ in the same order. *Eigenvalues:* $\log c+\lambda/c$ falls in $c$ up to $c=\lambda$ and rises afterwards, so $c_i=\max(\lambda_i,\varsigma^2)$ for $i\le L$. *Noise:* the sum of $\log\varsigma^2+\lambda_i/\varsigma^2$ over $i>L$ is least where $\varsigma^2$ is the mean of those $\lambda_i$, which is at most $\lambda_L$; and the terms $i\le L$ do not
-# change as long as $\varsigma^2\le\lambda_L$, and only grow beyond. So with $U_L$ for the first $L$ eigenvectors and $\Lambda_L$ for their eigenvalues
+# *Eigenvectors:* in the basis of $C$'s eigenvectors $w_i$ the trace is $\sum_i w_i^\top\Sigma w_i/c_i$, and the numbers $w_i^\top\Sigma w_i=\sum_j(w_i^\top u_j)^2\lambda_j$ are averages of the $\lambda_j$ whose weights sum to 1 over $i$ as well; such a sum is least where the largest $\lambda$ meets the largest $c$ (von Neumann's trace inequality). So $\operatorname{tr}(C^{-1}\Sigma)\ge\sum_i\lambda_i/c_i$, with equality if $C$ has the eigenvectors of $\Sigma$ in the same order. *Eigenvalues:* $\log c+\lambda/c$ falls in $c$ up to $c=\lambda$ and rises afterwards, so $c_i=\max(\lambda_i,\varsigma^2)$ for $i\le L$. *Noise:* the sum of $\log\varsigma^2+\lambda_i/\varsigma^2$ over $i>L$ is least where $\varsigma^2$ is the mean of those $\lambda_i$, which is at most $\lambda_L$; and the terms $i\le L$ do not
+# depend on $\varsigma^2$ as long as $\varsigma^2\le\lambda_L$, and only grow beyond. So with $U_L$ for the first $L$ eigenvectors and $\Lambda_L$ for their eigenvalues
 #
 # $$
 # \begin{gathered}
@@ -1055,7 +1055,7 @@ fact("the mean of the data, and the density there", [centre, density_at(centre, 
 # \tag{B.37}
 # $$
 #
-# (Here $\kappa_t\sqrt{\bar\alpha_t}=\rho_t$ and $\kappa_t\sqrt{1-\bar\alpha_t}=1-\rho_t$; square and add for the last form.) Conditioning on $x_t$ or on a multiple of it is the same. So with $\hat x_0=\mathbb E[x_0\mid x_t]$ and $\hat\varepsilon=\mathbb E[\varepsilon\mid x_t]$ one has $u=\hat x_0-\hat\varepsilon$; and averaging (B.31) given $x_\rho$, $x_\rho=\rho\,\hat x_0+(1-\rho)\,\hat\varepsilon$. A step of Euler's method from $\rho_t$ to $\rho_s$, $s<t$, is then
+# (In this section $\kappa_t$ is this factor, not the sum of weights in (3.21).) Here $\kappa_t\sqrt{\bar\alpha_t}=\rho_t$ and $\kappa_t\sqrt{1-\bar\alpha_t}=1-\rho_t$; square and add for the last form. Conditioning on $x_t$ or on a multiple of it is the same. So with $\hat x_0=\mathbb E[x_0\mid x_t]$ and $\hat\varepsilon=\mathbb E[\varepsilon\mid x_t]$ one has $u=\hat x_0-\hat\varepsilon$; and averaging (B.31) given $x_\rho$, $x_\rho=\rho\,\hat x_0+(1-\rho)\,\hat\varepsilon$. A step of Euler's method from $\rho_t$ to $\rho_s$, $s<t$, is then
 #
 # $$
 # x_{\rho_t}+(\rho_s-\rho_t)\,u\;=\;\rho_s\,\hat x_0+(1-\rho_s)\,\hat\varepsilon\;=\;\kappa_s\Big(\sqrt{\bar\alpha_s}\;\hat x_0+\sqrt{1-\bar\alpha_s}\;\hat\varepsilon\Big) ,
@@ -1111,8 +1111,8 @@ fact("ρ of the six steps, from t = 6 on", levels.flip(0)[:6], digits=3)
 #
 # ## B.9 History and further reading
 #
-# - Ian Goodfellow and others, *Generative adversarial nets* ([1406.2661](https://arxiv.org/abs/1406.2661), 2014): (B.1) to (B.3), and the non-saturating loss. Martin Arjovsky and Léon Bottou, *Towards principled methods for training generative adversarial networks* (ICLR 2017): (B.6). Lars Mescheder, Andreas Geiger and Sebastian Nowozin ([1801.04406](https://arxiv.org/abs/1801.04406), 2018): the example with one datum, and $R_1$.
-# - Diederik Kingma and Max Welling ([1312.6114](https://arxiv.org/abs/1312.6114), 2013) and, independently, Danilo Rezende, Shakir Mohamed and Daan Wierstra ([1401.4082](https://arxiv.org/abs/1401.4082), 2014): the VAE. Yuri Burda, Roger Grosse and Ruslan Salakhutdinov ([1509.00519](https://arxiv.org/abs/1509.00519), 2015): (B.14). Michael Tipping and Christopher Bishop, *Probabilistic principal component analysis* (Journal of the Royal Statistical Society B 61, 1999): (B.15) and (B.16).
+# - Ian Goodfellow and others, *Generative adversarial nets* ([1406.2661](https://arxiv.org/abs/1406.2661), 2014): (B.1) to (B.3), and the non-saturating loss. Martin Arjovsky and Léon Bottou, *Towards principled methods for training generative adversarial networks* ([1701.04862](https://arxiv.org/abs/1701.04862), 2017): (B.6). Lars Mescheder, Andreas Geiger and Sebastian Nowozin ([1801.04406](https://arxiv.org/abs/1801.04406), 2018): the example with one datum, and $R_1$.
+# - Diederik Kingma and Max Welling ([1312.6114](https://arxiv.org/abs/1312.6114), 2013) and, independently, Danilo Rezende, Shakir Mohamed and Daan Wierstra ([1401.4082](https://arxiv.org/abs/1401.4082), 2014): the VAE. Yuri Burda, Roger Grosse and Ruslan Salakhutdinov ([1509.00519](https://arxiv.org/abs/1509.00519), 2015): (B.14). Michael Tipping and Christopher Bishop, *Probabilistic principal component analysis* (Journal of the Royal Statistical Society B 61, 1999, [doi](https://doi.org/10.1111/1467-9868.00196)): (B.15) and (B.16).
 # - Aäron van den Oord, Oriol Vinyals and Koray Kavukcuoglu ([1711.00937](https://arxiv.org/abs/1711.00937), 2017): the VQ-VAE.
 # - Laurent Dinh, Jascha Sohl-Dickstein and Samy Bengio ([1605.08803](https://arxiv.org/abs/1605.08803), 2016): couplings. Conor Durkan, Artur Bekasov, Iain Murray and George Papamakarios ([1906.04032](https://arxiv.org/abs/1906.04032), 2019): rational quadratic curves in them.
 # - Mathieu Germain, Karol Gregor, Iain Murray and Hugo Larochelle ([1502.03509](https://arxiv.org/abs/1502.03509), 2015): the masks.
