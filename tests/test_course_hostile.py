@@ -3,11 +3,14 @@
 Everything runs in both kinds of sandbox; where bubblewrap is missing, that half is skipped.
 """
 
+import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from course_tools import assignment, right
 from ddpm_lite.course import confine, landlock
 from ddpm_lite.course.marking import Marker
 from ddpm_lite.course.sandbox import Limits, Sandbox
+from ddpm_lite.course.wire import Garbled, Late, Wire
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = Limits(task_seconds=3.0)
@@ -58,6 +62,13 @@ for pipe in range(3, 20):
 import os
 for pipe in range(3, 20):
     try: os.write(pipe, b"\\xff" * 4)
+    except OSError: pass
+{FALSE}""",
+    "a message of another form": f"""
+import json, os, struct
+header = json.dumps({{"message": {{"object": []}}, "arrays": []}}).encode()
+for pipe in range(3, 20):
+    try: os.write(pipe, struct.pack(">I", len(header)) + header)
     except OSError: pass
 {FALSE}""",
     "closed pipes": f"import os\nos.closerange(3, 40)\n{FALSE}",
@@ -208,3 +219,51 @@ def test_scratch_and_runtime_folders_are_gone_afterwards(tmp_path, monkeypatch):
         assert len(list(tmp_path.iterdir())) == 1  # the library for students
     assert not list(tmp_path.iterdir())
     shutil.rmtree(tmp_path)
+
+
+HUGE = 1 << 26
+NO_MESSAGES = {
+    "a list": [],
+    "an object that is a list": {"message": {"object": []}, "arrays": []},
+    "an object that is nothing": {"message": {"object": None}, "arrays": []},
+    "an array without a number": {"message": {"array": {}}, "arrays": []},
+    "an array that does not come": {"message": {"object": {"x": {"array": 3}}}, "arrays": []},
+    "a number of arrays": {"message": {"object": {}}, "arrays": 5},
+    "a negative size": {"message": {"object": {}}, "arrays": [["<f8", [-1]]]},
+    "objects": {"message": {"object": {}}, "arrays": [["|O", [1]]]},
+    "too many dimensions": {"message": {"object": {}}, "arrays": [["<f8", [0] * 17]]},
+    "more than there is memory": {"message": {"object": {}}, "arrays": [["<f8", [HUGE] * 16]]},
+    "not an object": {"message": 3, "arrays": []},
+}
+NO_HEADERS = {
+    "no text": b"\xff\xfe",
+    "deep": b"[" * 20_000,
+    "a number of 9000 digits": b"1" * 9000,
+}
+GARBLED = {name: json.dumps(header).encode() for name, header in NO_MESSAGES.items()} | NO_HEADERS
+
+
+def pipe_with(*headers):
+    """A wire into which somebody wrote these headers, each with its length."""
+    read, write = os.pipe()
+    for header in headers:
+        os.write(write, struct.pack(">I", len(header)) + header)
+    os.close(write)
+    return Wire(read, -1)
+
+
+@pytest.mark.parametrize("name", GARBLED)
+def test_what_is_no_message_is_garbled_and_nothing_else(name):
+    wire = pipe_with(GARBLED[name])
+    with pytest.raises(Garbled):
+        wire.receive(time.monotonic() + 5)
+    os.close(wire.read)
+
+
+def test_a_flood_of_messages_does_not_outrun_the_clock():
+    header = json.dumps({"message": {"object": {"call back": 0}}, "arrays": []}).encode()
+    wire = pipe_with(*[header] * 3)
+    assert wire.receive(time.monotonic() + 5) == {"call back": 0}
+    with pytest.raises(Late):
+        wire.receive(time.monotonic() - 1)
+    os.close(wire.read)

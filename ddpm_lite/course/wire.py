@@ -21,6 +21,8 @@ HEADER = 1 << 20  # bytes, at most
 ARRAYS = 1 << 26  # bytes, all arrays of a message together, at most
 DTYPES = ("<f8", "<i8", "|b1")
 DIMENSIONS = 16
+# What reading a header of another form may raise.
+MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 
 
 class Garbled(Exception):
@@ -66,7 +68,7 @@ class Wire:
                 for dtype, shape in shapes
             ]
             message = _unpack(header["message"], arrays)
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        except MALFORMED as error:
             raise Garbled(f"no message: {type(error).__name__}") from None
         if not isinstance(message, dict):
             raise Garbled("no message: not an object")
@@ -95,10 +97,12 @@ class Wire:
 
 def _wait(descriptor: int, event: int, deadline: float | None) -> None:
     """Until something can be read, or a page can be written without blocking."""
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:  # also if more is there: it might never end
+        raise Late
     poll = select.poll()
     poll.register(descriptor, event)
-    left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-    if not poll.poll(left):
+    if not poll.poll(None if left is None else left * 1000):
         raise Late
 
 
