@@ -82,6 +82,14 @@ def compose(alphas): return Liar(), Liar()""",
 class Bomb:
     def __array__(self, *a, **k): raise SystemExit
 def compose(alphas): return Bomb(), 1""",
+    "a generator": "compose = lambda alphas: (one for one in (1, 2))",
+    "a tensor of its own kind": """
+class Own(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *arguments): raise SystemExit
+def compose(alphas): return alphas.as_subclass(Own), 1""",
+    "an alarm": f"import signal, time\nsignal.setitimer(0, 0.1)\ntime.sleep(1)\n{FALSE}",
+    "a signal to itself": "import signal\nsignal.raise_signal(signal.SIGKILL)",
     "exit handlers": f"import atexit\natexit.register(lambda: 1 / 0)\n{FALSE}",
     "shadows": f"import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n{FALSE}",
 }

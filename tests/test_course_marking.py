@@ -8,9 +8,9 @@ from course_tools import MARKED, assignment, right, wrong
 
 from ddpm_lite.book import BookError
 from ddpm_lite.course import sandbox
-from ddpm_lite.course.marking import Marker
+from ddpm_lite.course.marking import UNFIT, Marker
 from ddpm_lite.course.sandbox import Sandbox
-from ddpm_lite.course.verdicts import Outcome, Question, together
+from ddpm_lite.course.verdicts import DIFFERENCES, Outcome, Question, together
 from ddpm_lite.exercises import find
 
 CHAPTERS = {
@@ -114,6 +114,26 @@ def test_no_hidden_input_and_no_expected_number_is_in_the_words(box):
         (mark,) = marked(["3.2"], {"3.2": text}, box)
         assert mark.points == 0
         assert not any(character.isdigit() for line in mark.lines for character in _plain(line))
+
+
+def test_no_error_of_this_side_is_told(box):
+    """What the marker's own arithmetic stumbles over may name shapes of hidden inputs."""
+    special = [exercise for exercise in MARKED if exercise.observe is not None]
+    ids = [exercise.id for exercise in special]
+    odd = {
+        exercise.id: f"def {exercise.reference.__name__}(*arguments): return torch.ones(2, 3, 5, 7)"
+        for exercise in special
+    }
+    forged = """
+import sys
+def forged(self, **request):
+    return {"values": [np.ones(())] * 2, "changed": {"9" * 5000: np.ones(3)}}
+sys.modules["__main__"].Room._call = forged
+def compose(alphas): return 1, 2"""
+    for mark in [*marked(ids, odd, box), *marked(["3.2"], {"3.2": forged}, box)]:
+        assert mark.points == 0 and mark.status in ("wrong", "trouble"), mark
+        said = mark.lines[0]
+        assert said in (*DIFFERENCES.values(), UNFIT) or "Error, in line 1" in said, mark
 
 
 def _plain(line):

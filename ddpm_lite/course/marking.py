@@ -36,6 +36,7 @@ import torch
 
 from ddpm_lite.exercises import check, hint, obey, solution
 """
+UNFIT = "What you return does not fit the question."
 FORGED = "Your code wrote into the pipe that answers are read from."
 Reply = dict[str, Any]
 
@@ -138,6 +139,7 @@ class Session:
         self.sandbox, self.library, self.scratch = sandbox, library, scratch
         self.box: Box | None = None
         self.well: list[tuple[str, str]] = []  # cells that did no harm: others may call them
+        self.said: set[str] = set()  # the sentences on an answer's troubles that are our own
         self.deadline = 0.0
 
     def begin(self, exercise: Exercise, text: str) -> None:
@@ -158,7 +160,9 @@ class Session:
             return question.outcome({"0@": _arrays(self._checked(exercise, reply), 1)[0]})
         proxy = Proxy(self, exercise, name)
         got = observe(exercise, proxy, question.inputs)
-        return question.outcome(got.arrays, got.troubles)
+        # Any other sentence has the words of an exception on this side, which knows the inputs.
+        troubles = {key: one if one in self.said else UNFIT for key, one in got.troubles.items()}
+        return question.outcome(got.arrays, troubles)
 
     def call(self, exercise: Exercise, name: str, arguments: tuple[Any, ...]) -> Reply:
         """One call of the student's function; networks among the arguments stay on this side."""
@@ -220,7 +224,9 @@ class Session:
         if reply.get("blank") is True:
             raise Blank
         if "trouble" in reply:
-            raise self._trouble(exercise, reply)
+            trouble = self._trouble(exercise, reply)
+            self.said.add(trouble.sentence)
+            raise trouble
         return reply
 
     def _trouble(self, exercise: Exercise, reply: Reply) -> Trouble:
@@ -271,8 +277,7 @@ def _arrays(reply: Reply, most: int) -> list[np.ndarray]:
 
 def _copy_back(arguments: tuple[Any, ...], place: str, now: Any) -> None:
     """Make a change of an argument over there a change here, so that it is noticed."""
-    inside = place.isdecimal() and int(place) < len(arguments)
-    mine = arguments[int(place)] if inside else None
+    mine = {str(number): one for number, one in enumerate(arguments)}.get(place)
     if isinstance(mine, torch.Tensor) and isinstance(now, np.ndarray) and now.shape == mine.shape:
         mine.copy_(torch.from_numpy(np.array(now)))
 
