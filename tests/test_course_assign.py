@@ -61,6 +61,7 @@ def test_every_statement_stands_alone():
         stated = statement(book, exercise)
         assert len(stated.text) > 60 and "my_ddpm" not in stated.text.partition("`alpha_bars`")[0]
         assert ".ipynb" not in stated.text and "`answer`" not in stated.text
+        assert exercise.id != "7.5" or "7.19" in dict(stated.cited)  # its stub cites it
         assert all(f"\\tag{{{number}}}" in latex for number, latex in stated.cited)
         if exercise.kind != "explain":
             assert answer_name(exercise) in stated.stub
@@ -68,6 +69,22 @@ def test_every_statement_stands_alone():
 
 def test_nothing_for_students_holds_a_solution(everything):
     assert leaks(everything / "plain") == []
+
+
+SPLIT = {"cells": [{"source": [f"{line} \n" for line in find("3.7").rubric[0].split()]}]}
+PLANTED = {  # a file's name and what is in it
+    "escaped": ("x.json", json.dumps(find("1.5").reference)),
+    "lines of a cell": ("x.ipynb", json.dumps(SPLIT)),
+    "comments": ("x.py", "# " + find("3.7").rubric[0].replace(" ", "\n# ")),
+    "hidden tests": ("x.py", "from ddpm_hidden_ps1 import mark"),
+}
+
+
+@pytest.mark.parametrize("how", PLANTED)
+def test_a_leak_is_found_in_any_form(tmp_path, how):
+    name, content = PLANTED[how]
+    (tmp_path / name).write_text(content)
+    assert leaks(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["text", "JSON", "archive", "renamed quotes"])

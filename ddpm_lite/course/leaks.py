@@ -1,8 +1,9 @@
 """Is there a solution in what is handed out? Every byte of every file is searched.
 
 `leaks(folder)` lists what was found: distinctive lines of the reference answers and of the wrong
-ones, model answers, rubrics, and names that only instructors have. Archives are opened, and what
-JSON escapes is looked for in its escaped form too.
+ones, model answers, rubrics, and the name of the hidden tests. Archives are opened; the cells of
+notebooks are read, and what JSON escapes elsewhere is looked for in its escaped form too. A number
+is no text that could be told from others, and is not looked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from ddpm_lite.course.answers import answer_source
 from ddpm_lite.exercises.exercise import Exercise, all_exercises
 
+HIDDEN = b"ddpm_hidden_"  # the module with the hidden tests of an assignment
 SHORTEST = 24  # characters without spaces: a shorter line may stand in any program
 ARCHIVES = (".zip", ".whl", ".npz")
 
@@ -43,7 +45,7 @@ def leaks(folder: Path, public: Iterable[Path] = ()) -> list[str]:
 @functools.cache
 def _secrets() -> dict[bytes, str]:
     """What may not be in a release, without its spaces -> the exercise that it belongs to."""
-    found: dict[bytes, str] = {}
+    found: dict[bytes, str] = {HIDDEN: "any"}
     for exercise in all_exercises():
         for line in _lines(exercise):
             text = _squeezed(line.encode())
@@ -80,10 +82,23 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield from _opened(str(path.relative_to(folder)), path.read_bytes())
 
 
+def _plain(name: str, content: bytes) -> bytes:
+    """The text of a notebook's cells or of a script's comments, whose lines are else apart."""
+    if name.endswith(".py"):
+        return re.sub(rb"(?m)^ *# ?", b"", content)
+    if not name.endswith(".ipynb"):
+        return b""
+    try:
+        cells = json.loads(content)["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells).encode()
+    except (ValueError, KeyError, TypeError):
+        return b""  # no notebook; its bytes are searched as they are
+
+
 def _opened(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
     """A file as it is, or if it is an archive, the files in it."""
     if not (name.endswith(ARCHIVES) and zipfile.is_zipfile(io.BytesIO(content))):
-        yield name, content
+        yield name, content + _plain(name, content)
         return
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for inner in archive.namelist():

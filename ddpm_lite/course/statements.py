@@ -41,10 +41,11 @@ def statement(book: Book, exercise: Exercise) -> Statement:
         raise BookError(f"no chapter in book.toml holds exercise {exercise.id}")
     source, after = _cell_of(chapter, exercise)
     text = source[source.index(exercise.heading) + len(exercise.heading) :].strip()
+    stub = _stub(chapter, exercise, after)
     known = {e.number: e.latex for part in _readings(book) for e in part.numbered}
-    numbers = dict.fromkeys(re.findall(r"\(((?:\d+|[A-Z])\.\d+)\)", text))
+    numbers = dict.fromkeys(re.findall(r"\(((?:\d+|[A-Z])\.\d+)", text + stub))
     cited = tuple((number, known[number]) for number in numbers if number in known)
-    return Statement(exercise, _alone(text, exercise), _stub(chapter, exercise, after), cited)
+    return Statement(exercise, _alone(text, exercise), stub, cited)
 
 
 def _cell_of(chapter: Chapter, exercise: Exercise) -> tuple[str, str]:
