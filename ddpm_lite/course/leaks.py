@@ -37,7 +37,7 @@ def leaks(folder: Path, public: Iterable[Path] = ()) -> list[str]:
         found += [
             f"{name}: exercise {id}: {text.decode()}"
             for text, id in secrets.items()
-            if text in squeezed or _escaped(text) in squeezed
+            if any(form in squeezed for form in {text, _escaped(text)})
         ]
     return found
 
