@@ -11,7 +11,7 @@
 #
 # One symbol has one meaning through the whole book, and one name in the code. This page is the law
 # for both. Where a paper or another library writes things differently, one table translates; and a
-# map at the end says from what each result of chapters 2 to 9 follows, and by which assumption.
+# map at the end says from what each result of the book follows, and by which assumption.
 #
 # **You will** be able to look up what a letter means, to read DDPM, DDIM and diffusers side by side,
 # and to see which assumption an equation rests on. **You need** nothing; the map is for coming back
@@ -211,7 +211,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $g$ | in chapter 8 the guidance scale of other software, $1+w$ | (8.11) |
 # | $u_t$, $r_t$ | $x_t/\sqrt{\bar\alpha_t}$ and its noise-to-signal ratio $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the clock of the ODE | (9.20) |
 # | $\rho$, $x_\rho$, $u(x,\rho)$ | flow matching's clock, from $0$ (noise) to $1$ (data), against $t$; the point $\rho x_0+(1-\rho)\varepsilon$; the mean velocity $\mathbb E[x_0-\varepsilon\mid x_\rho]$ there | (10.21) to (10.23) |
-# | $\kappa$ | in chapter 10 the continuous time $t/T$ | section 10.11 |
+# | $\kappa$, $\kappa_t$ | in chapter 10 the continuous time $t/T$; in appendix B the factor between $x_t$ and flow matching's point | section 10.11, (B.37) |
 #
 # All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local: they
 # are introduced where they are used, and belong to that section. (So do the parts of a network in chapter 6, where $k$ is the size of
@@ -307,7 +307,7 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | the bound equals the entropy where it must; decoder masses sum to one | `tests/test_objective.py` |
 # | their network, our network: same weights, same output | `tests/test_interchange.py` |
 #
-# ## Derivation map, chapters 2 to 10
+# ## Derivation map
 #
 # Which equation comes from which, and what has to be assumed on the way? The spine is
 # (2.2) → (3.5) → (3.7) → (3.10), (3.14) → (4.5) → (4.10), (4.12) → (4.18) → (4.23) → (4.49) → (5.13) → (5.18) → (5.21) → (7.1), (7.2), and with (9.6) → (9.14) → (9.24); from (3.14) a branch goes to (4.43), (4.44) and from there to (5.26).
@@ -315,6 +315,8 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 #
 # | From | by | follows | where |
 # |---|---|---|---|
+# | (1.5), the divergence | an average over draws in the place of one over the law; **draws independent, of one law** | (1.6), nearest in KL is most likely | [1.2](01_a_model_is_a_distribution.ipynb#1.2-Nearest,-by-likelihood) |
+# | (1.6), with the law of the list for $p$ | an entropy of $N$ equal masses; **nothing restricts the model** | (1.18), memorising scores best | [1.4](01_a_model_is_a_distribution.ipynb#1.4-From-finitely-many-draws) |
 # | (2.2), one step | **Gaussian noise, independent of $x_{t-1}$**; an affine map, (T.8) | (2.3), the step as a density | [2.1](02_forward_process.ipynb#2.1-One-step) |
 # | (2.3) | the product rule; **Markov: $\varepsilon_t$ independent of all before it** | (2.4), the law of the path | [2.2](02_forward_process.ipynb#2.2-A-chain-of-steps) |
 # | (2.2) | **$\varepsilon_t$ independent of $x_{t-1}$**, so that variances add; data of any law | (2.5), (2.16), mean and variance | [2.3](02_forward_process.ipynb#2.3-Why-shrink?), [2.5](02_forward_process.ipynb#2.5-How-much-is-left) |
@@ -362,6 +364,18 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 # | (9.24), (4.44) | a noise level at every moment | (10.19), the ODE of the score | [10.11](10_how_good.ipynb#10.11-Door:-the-continuous-view) |
 # | (4.47) | two predictions of one network, two weights | (10.15), (10.16), losses by weight | [10.9](10_how_good.ipynb#10.9-Door:-velocity,-and-weights) |
 # | (3.14), (9.14) | the same signal-to-noise ratio on another path, and a factor for the size | (10.21) to (10.23), flow matching | [10.12](10_how_good.ipynb#10.12-Door:-flow-matching) |
+#
+# The other six families have their derivations in appendix B, each on its own:
+#
+# | From | by | follows | where |
+# |---|---|---|---|
+# | (B.1), the game | the integrand made largest point by point; **nothing restricts the discriminator** | (B.2), (B.3), the Jensen–Shannon divergence | [B.1](B_families.ipynb#B.1-GAN:-what-the-game-is-worth) |
+# | (B.9), an integral over $z$ | Jensen, (T.27); or the product rule in the other order | (B.10), (B.11), the bound and what it loses | [B.2](B_families.ipynb#B.2-VAE:-what-the-bound-loses) |
+# | (B.9), (B.11) | the same for a word that the encoder is sure of | (B.20), (B.21), the bound of a VQ-VAE | [B.3](B_families.ipynb#B.3-VQ-VAE:-rounding,-and-what-is-learned-through-it) |
+# | (T.33), change of variables | **each map invertible**; determinants multiply, a triangular one is a product | (B.22), (B.23), the likelihood of a flow | [B.4](B_families.ipynb#B.4-Flow:-volumes,-and-a-curve-with-an-inverse) |
+# | the product rule | **masks: no path from a coordinate to itself or an earlier one** | (B.27), (B.28), an exact likelihood | [B.5](B_families.ipynb#B.5-Autoregressive:-a-product,-a-mask,-and-the-price-of-bins) |
+# | (B.31), straight lines | the tower property, twice | (B.33), the regression; (B.34), (B.35), it carries the laws | [B.7](B_families.ipynb#B.7-Flow-matching:-why-the-average-velocity-is-enough) |
+# | (B.32), (9.14) | the same signal-to-noise ratio, and a factor for the size | (B.37), (B.38): Euler's step is DDIM's | [B.7](B_families.ipynb#B.7-Flow-matching:-why-the-average-velocity-is-enough) |
 #
 # Down to (4.23) nothing is approximate, and the data need no more than a mean and a variance, where
 # these are named. Two properties of the noises carry everything: *Gaussian*, and *independent of what
