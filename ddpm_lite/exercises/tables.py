@@ -4,7 +4,7 @@ The students' edition of the library holds these in the place of the chapters' e
 works as in the book, on one of the stored draws; the right function is not there. A number is not
 there either, only what its hash is: a slow one, which makes guessing slow, and no more than that.
 
-``ddpm_lite.course.tables`` writes what is read here.
+`python -m ddpm_lite book student-wheel` writes what is read here.
 """
 
 from __future__ import annotations
