@@ -333,14 +333,14 @@ check("1.2", nearest_gaussian)
 # \tag{1.10}
 # $$
 #
-# The model asks for the slope and the bend of $\log p$ *where it is itself*. Where one Gaussian hump $w_kp_k$ is nearly all of $p$, $\log p$ is nearly a parabola, and $p_k$ itself nearly satisfies both conditions. So humps that lie apart each have an optimum of their own, and the cell finds both. If $p=\sum_kw_kp_k$, then $p\ge w_kp_k$ everywhere, and a model that sits exactly on hump $k$ has
+# The model asks for the slope and the bend of $\log p$ *where it is itself*. Where one Gaussian hump $\lambda_kp_k$ is nearly all of $p$, $\log p$ is nearly a parabola, and $p_k$ itself nearly satisfies both conditions. So humps that lie apart each have an optimum of their own, and the cell finds both. If $p=\sum_k\lambda_kp_k$, then $p\ge\lambda_kp_k$ everywhere, and a model that sits exactly on hump $k$ has
 #
 # $$
-# \mathrm{KL}(p_k\,\Vert\,p)\;=\;\mathbb E_{p_k}\log\frac{p_k}{p}\;\le\;-\log w_k .
+# \mathrm{KL}(p_k\,\Vert\,p)\;=\;\mathbb E_{p_k}\log\frac{p_k}{p}\;\le\;-\log\lambda_k .
 # \tag{1.11}
 # $$
 #
-# For humps far apart this is an equality, as $p=w_kp_k$ on hump $k$. To leave out 40 % of the data costs half a nat. A sample where $p$ is nearly zero costs without limit.
+# For humps far apart this is an equality, as $p=\lambda_kp_k$ on hump $k$. To leave out 40 % of the data costs half a nat. A sample where $p$ is nearly zero costs without limit.
 #
 # **A classifier.** Toss a coin for data or model, draw $x$ from the one or the other, and let a classifier say with which probability $c(x)$ it is data. Score it by the expected log-probability of the truth (twice that, to be rid of a factor). The best score that any classifier can reach measures how different the laws are:
 #
@@ -873,7 +873,7 @@ round ones.""")
 # %% [markdown]
 # ## 1.11 GAN: a game
 #
-# Draw $z\sim\mathcal N(0,I)$ and let a network, the *generator*, turn it into $x=G(z)$. Nothing is required of $G$, and nobody knows the density of $x$. But draws are enough for (1.12): train a classifier $c$ to tell them from data, and $G$ to make that hard,
+# Draw $z\sim\mathcal N(0,I)$ and let a network, the *generator*, turn it into $x=G(z)$. Nothing is required of $G$, and nobody knows the density of $x$. But draws are enough for (1.12): train a classifier $c$, here called the *discriminator*, to tell them from data, and $G$ to make that hard,
 #
 # $$
 # \min_G\;\max_c\;\Big\{\mathbb E_{x\sim p_{\text{data}}}\log c(x)+\mathbb E_{z}\log\big(1-c(G(z))\big)\Big\} .
@@ -1226,7 +1226,7 @@ circle around the origin; with the penalty the curve winds inwards to the origin
 # And what it costs:
 #
 # - **Calls.** A chain: 100 on the ring, 200 on the digits, 1,000 in the DDPM paper ([2006.11239](https://arxiv.org/abs/2006.11239)), each on the whole picture. [Chapter 9](09_ddim.ipynb) gets by with ten or twenty; the first picture of this chapter took twenty.
-# - **Likelihood.** A bound only, and on the digits a poor one: in bits the U-Net loses even to pixels drawn one by one, and beats everybody's samples. Chapters 5 and 7 say where the bits go.
+# - **Likelihood.** A bound only, and on the digits a poor one: in bits the U-Net loses even to pixels drawn one by one, although of all that have not copied it draws best. Chapters 5 and 7 say where the bits go.
 # - **Size.** The noise lives where the data live. For large pictures, diffusion is therefore often run on the code of a VAE ([2112.10752](https://arxiv.org/abs/2112.10752)).
 #
 # Other things are often said of the seven. What we can say to them:
@@ -1248,7 +1248,7 @@ circle around the origin; with the penalty the curve winds inwards to the origin
 # | (1.2), (1.4) | pixels by themselves: training is counting | | (7.22) |
 # | (1.5), (1.6) | maximum likelihood is least $\mathrm{KL}(p\,\Vert\,p_\theta)$ | `Gaussian.kl` | (T.21), (T.22) |
 # | (1.7), (1.8) | the nearest Gaussian has the data's moments | | |
-# | (1.9) to (1.11) | the other way round: one hump, at a cost of $-\log w_k$ | | |
+# | (1.9) to (1.11) | the other way round: one hump, at a cost of $-\log\lambda_k$ | | |
 # | (1.12) to (1.14) | the best classifier, and the Jensen–Shannon divergence | `families.gan` | GAN paper |
 # | (1.15), (1.16) | Wasserstein: the fit is narrower; finite samples | `wasserstein`, `sliced_wasserstein` | (T.49), (T.50) |
 # | (1.17) to (1.19) | training scores flatter; the perfect one is the list | `memorisation` | (T.48) |

@@ -542,7 +542,7 @@ fact("and measured", score_draws.var() / path_draws.var(), digits=2)
 
 # %% [markdown]
 # **It gets worse with the dimension.** Pictures have many coordinates. Let $x\in\mathbb R^D$, $x = \sqrt V\,\varepsilon$ (mean zero, to save letters), $h(x) = \lVert x\rVert^2$, and ask for the
-# derivative with respect to the *first* coordinate of the mean. Pathwise: $\partial h/\partial x_1 = 2\sqrt V\,\varepsilon_1$, with variance $4V$ as before. The other
+# derivative with respect to the *first* coordinate of the mean. (In this section there is no chain: $x_1$ and $\varepsilon_1$ are first coordinates, not step 1.) Pathwise: $\partial h/\partial x_1 = 2\sqrt V\,\varepsilon_1$, with variance $4V$ as before. The other
 # coordinates do not enter. In the score-function estimator they do: $G_{\text{score}} = h(x)\,\varepsilon_1/\sqrt V = \sqrt V\,\lVert\varepsilon\rVert^2\varepsilon_1$. Its mean is zero by
 # symmetry. For its variance split $\lVert\varepsilon\rVert^2 = \varepsilon_1^2 + R$, where $R$ is the sum of the other $D-1$ squares and independent of $\varepsilon_1$. Each square has
 # mean $1$ and variance $3-1=2$, so $\mathbb E\,R = D-1$ and $\mathbb E\,R^2 = (D-1)^2 + 2(D-1) = D^2-1$. Therefore
@@ -1060,7 +1060,7 @@ for name, schedule in candidates.items():
 # > **Pitfall: small per dimension is not small.** Bits *per dimension* hide what all dimensions have in common. Take a plain white picture, $x_0=1$ in all $D$ coordinates. Average $x_T$ over the coordinates: the signal part
 # > $\sqrt{\bar\alpha_T}$ stays, the noise part has standard deviation $\sqrt{(1-\bar\alpha_T)/D}$. The brightness of the original stands out by $\sqrt{D\,\mathrm{SNR}_T}$ standard deviations. The cell gives
 # > this number for DDPM's chain on CIFAR-10's $3\times32^2$ values, and for the schedule common in latent diffusion, with $\sqrt{\beta}$ on a straight line from $\sqrt{0.00085}$ to $\sqrt{0.012}$, on its $4\times64^2$ latent values (all of them one, instead of white pixels). In the
-# > first case the brightness is lost in the noise. In the second the network can read it off, learns to, and believes it when sampling starts from $\mathcal N(0,I)$, whose average is always near $0$. The model then makes pictures of middling brightness; Lin and co-authors (arXiv 2305.08891) found and mended this.
+# > first case the brightness is lost in the noise. In the second the network can read it off, learns to, and believes it when sampling starts from $\mathcal N(0,I)$, whose average is always near $0$. The model then makes pictures of middling brightness; Lin and others (arXiv 2305.08891) found and mended this.
 
 # %%
 roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
@@ -1249,9 +1249,9 @@ show(fig, "Left: distance between the law of x_t and the standard bell, for the 
 # **What it cost.** One digit at $t=1000$ took 64,000 random numbers, of which we looked at 64. Training wants a fresh $x_t$ at a random $t$ for every picture of every batch. The ten large steps just taken hint at the way out: from $x_0$ to $x_t$ in *one* step. Chapter 3 proves that it is allowed.
 
 # %% [markdown]
-# ## What we have
+# ## 2.9 What we have
 #
-# | Equation | It says | In code | In the papers |
+# | equation | what it says | in `ddpm_lite` | elsewhere |
 # |---|---|---|---|
 # | (2.1), (2.2), (2.3) | one step, as a recipe and as a density | `GaussianDiffusion.transition`, `Gaussian.sample` | DDPM Eq. 2 |
 # | (2.4) | the path is a product of steps | – | DDPM Eq. 2 |
@@ -1267,11 +1267,14 @@ show(fig, "Left: distance between the law of x_t and the standard bell, for the 
 # | (2.25), (2.26) | what is left at the end, any data | `GaussianDiffusion.marginal`, `Gaussian.kl` | DDPM Eq. 5, the term $L_T$ |
 # | (2.27) | the law of $x_t$ for a mixture | `GaussianMixture.marginal` | – |
 # | (2.28), (2.29), (2.30) | total variation; the best guess | `GaussianMixture.responsibilities` | – |
-#
-# **History and further reading.** The forward chain as a way to build a generative model is due to Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli (2015, arXiv 1503.03585). Ho, Jain and Abbeel gave it the form used here, with the linear schedule (DDPM, 2020, arXiv 2006.11239); Nichol and Dhariwal the cosine (Improved DDPM, 2021, arXiv
-# 2102.09672). The names variance preserving and variance exploding come from Song and co-authors, who pass to continuous time (2020, arXiv 2011.13456). Kingma, Salimans, Poole and Ho describe a schedule by its SNR, and show that in continuous time the variational bound depends on the schedule only through the SNR at its two ends (Variational
-# Diffusion Models, 2021, arXiv 2107.00630). On leftover signal at $T$: Lin, Liu, Li and Yang (2023, arXiv 2305.08891); on schedules for large images: Chen (2023, arXiv 2301.10972). The score-function estimator is Williams' REINFORCE (*Machine Learning* 8, 229–256, 1992). Reparameterisation came into deep generative models with Kingma and Welling (2013, arXiv
-# 1312.6114) and Rezende, Mohamed and Wierstra (2014, arXiv 1401.4082). Mohamed, Rosca, Figurnov and Mnih survey gradient estimators and when each of them wins (2019, arXiv 1906.10652).
 
 # %%
 progress("2")
+
+# %% [markdown]
+# ## 2.10 History and further reading
+#
+# The forward chain as a way to build a generative model is due to Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli (2015, arXiv 1503.03585). Ho, Jain and Abbeel gave it the form used here, with the linear schedule (DDPM, 2020, arXiv 2006.11239); Nichol and Dhariwal the cosine (Improved DDPM, 2021, arXiv
+# 2102.09672). The names variance preserving and variance exploding come from Song and others, who pass to continuous time (2020, arXiv 2011.13456). Kingma, Salimans, Poole and Ho describe a schedule by its SNR, and show that in continuous time the variational bound depends on the schedule only through the SNR at its two ends (Variational
+# Diffusion Models, 2021, arXiv 2107.00630). On leftover signal at $T$: Lin, Liu, Li and Yang (2023, arXiv 2305.08891); on schedules for large images: Chen (2023, arXiv 2301.10972). The score-function estimator is Williams' REINFORCE (*Machine Learning* 8, 229–256, 1992). Reparameterisation came into deep generative models with Kingma and Welling (2013, arXiv
+# 1312.6114) and Rezende, Mohamed and Wierstra (2014, arXiv 1401.4082). Mohamed, Rosca, Figurnov and Mnih survey gradient estimators and when each of them wins (2019, arXiv 1906.10652).

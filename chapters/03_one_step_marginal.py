@@ -1352,7 +1352,7 @@ for dtype in (torch.float16, torch.bfloat16):
 # %% [markdown]
 # ## 3.14 What we have
 #
-# | Equation | says | in `ddpm_lite` | in the papers |
+# | equation | what it says | in `ddpm_lite` | elsewhere |
 # |---|---|---|---|
 # | (3.1) | the chain, one noise per step | `GaussianDiffusion.transition(x, t, t - 1)` | DDPM Eq. 2 |
 # | (3.3), (3.7) | two noises make one, two steps make one | `GaussianDiffusion.transition(x, t, t - 2)` | |

@@ -1372,8 +1372,8 @@ check("4.8", "my_ddpm.x0_from_eps")
 # \tag{4.50}
 # $$
 #
-# So with a perfect denoiser a step has two errors left, its variance and its shape. Let us watch them at work. The oracle plays the perfect network: `mixture.denoiser(schedule)` is called as a network would be, with noisy points and their step numbers. Start from $\mathcal N(0,1)$, take all 1000 steps with the variance $\tilde\beta_t$, and data are *generated*, for the
-# first time in this book.
+# So with a perfect denoiser a step has two errors left, its variance and its shape. Let us watch them at work. The oracle plays the perfect network: `mixture.denoiser(schedule)` is called as a network would be, with noisy points and their step numbers. Start from $\mathcal N(0,1)$, take all 1000 steps with the variance $\tilde\beta_t$, and data are *generated*: chapter 1
+# showed that it can be done, and now every line of it is proved.
 
 # %%
 t, s, here = 400, 320, torch.linspace(-2.0, 2.0, 9)[:, None]
@@ -1413,7 +1413,7 @@ fact("standard deviation of samples, and the truth",
 # \tag{4.51}
 # $$
 #
-# on a grid a matrix times a vector. The last step takes the mean, an increasing function of $x_t$ (the cell asserts it), so it carries the distribution function along ([toolbox, T.9](A_toolbox.ipynb#T.9-Change-of-variables)). As the distance from the data take the area between the two distribution functions, called $W_1$: it is the least average distance
+# on a grid a matrix times a vector. The last step takes the mean, an increasing function of $x_t$ (the cell asserts it), so it carries the distribution function along ([toolbox, T.9](A_toolbox.ipynb#T.9-Change-of-variables)). As the distance from the data take the area between the two distribution functions, $W_1$ of [section 1.4](01_a_model_is_a_distribution.ipynb#1.4-From-finitely-many-draws): it is the least average distance
 # by which mass would have to be moved to turn one law into the other. No sample is drawn. We do this for fewer and fewer steps, and for three variances.
 
 # %%

@@ -133,7 +133,7 @@ near 400, and far less at the end. Half of the sum lies at t up to 17.""")
 # Chapter 4 ends with a walk that turns noise into data, if somebody supplies $\hat\varepsilon$. An oracle did. A network must learn it, so it needs a number to make small. "Guess the noise, and pay the squared error" is an obvious idea, but why
 # should it make the *samples* right, why the square, and why the same price at every $t$? A principle is wanted from which the loss follows.
 #
-# The principle is **maximum likelihood**. We have draws $x_0\sim p_{\text{data}}$, all independent, and a family of laws $p_\theta$, one for each setting $\theta$ of the network's weights. Choose the $\theta$ under which the draws were most probable. The probability of all draws is a product, its logarithm a sum; divided by their number it is, for many
+# The principle is **maximum likelihood**, which [section 1.2](01_a_model_is_a_distribution.ipynb#1.2-Nearest,-by-likelihood) looked at from above; here it is once more, in the letters of this chapter. We have draws $x_0\sim p_{\text{data}}$, all independent, and a family of laws $p_\theta$, one for each setting $\theta$ of the network's weights. Choose the $\theta$ under which the draws were most probable. The probability of all draws is a product, its logarithm a sum; divided by their number it is, for many
 # draws, the expectation $\mathbb E\log p_\theta(x_0)$. To see what its maximum means, subtract and add $\log p_{\text{data}}$:
 #
 # $$
@@ -880,7 +880,7 @@ for name, gamma in choices.items():
     fact("    ℓ_t at t = 5, 100, 900", ell(K[name])[[4, 99, 899]])
 
 # %% [markdown]
-# Each choice is the best by its own measure and worse by the other one. That is the whole story of a famous table, in small. On CIFAR-10, DDPM trained on the bound reaches 3.70 bits per dimension and a Fréchet distance of 13.51 (chapter 7; smaller means better pictures); trained on $L_{\text{simple}}$, 3.75 bits and 3.17. The simple loss costs a twentieth of a bit, and buys by far the better
+# Each choice is the best by its own measure and worse by the other one. That is the whole story of a famous table, in small. On CIFAR-10, DDPM trained on the bound reaches 3.70 bits per dimension and an FID of 13.51 (the Fréchet distance of [T.12](A_toolbox.ipynb#T.12-How-we-will-measure) in the features of the papers; smaller is better); trained on $L_{\text{simple}}$, 3.75 bits and 3.17. The simple loss costs a twentieth of a bit, and buys by far the better
 # pictures: where the bound wants its weight, the errors are invisible.
 #
 # > **Pitfall: a sum where a mean is meant.** $\lVert\cdot\rVert^2$ is a sum over coordinates, $\ell_t$ a mean. DDPM's official code averages over pixels, DDIM's sums. The minimiser is the same, the gradient is $D$ times as large, and so a clipping threshold of 1.0 on the gradient's norm, or a plain SGD learning rate, means something else.
@@ -1309,7 +1309,7 @@ check("5.7", answer_5_7)
 # %% [markdown]
 # ## 5.13 A learned variance needs a second loss
 #
-# If the best variance depends on the data, let the network predict it: $\log\sigma_t^2$ between $\log\tilde\beta_t$ and $\log\beta_t$, one number per coordinate, `variance="learned"`. (The laws stay products over the coordinates, so (5.15) becomes a sum over them, each with its own $\sigma_t^2$.) But $L_{\text{simple}}$ does not contain $\sigma_t^2$, so it cannot train it. *Improved DDPM* adds a little of the bound, with the mean held fixed in it:
+# If the best variance depends on the data, let the network predict it: $\log\sigma_t^2$ between $\log\tilde\beta_t$ and $\log\beta_t$, one number per coordinate, `variance="learned"`. (The laws stay products over the coordinates, so (5.15) becomes a sum over them, each with its own $\sigma_t^2$.) But $L_{\text{simple}}$ does not contain $\sigma_t^2$, so it cannot train it. *Improved DDPM* adds a little of the bound, with the mean held fixed in it; the sum is the *hybrid loss*:
 #
 # $$
 # L_{\text{hybrid}} \;=\; L_{\text{simple}} \;+\; \lambda\,\sum_{t=1}^{T}\frac{L_{t-1}\big|_{\operatorname{sg}[\mu_\theta]}}{D\log 2}

@@ -261,7 +261,7 @@ fact("so the reach grows by the factor", (schedule.snr[1] / schedule.snr[1000]).
 # %% [markdown]
 # ## 6.2 A convolution: what it costs, how far it sees
 #
-# A linear filter never gets below (6.2), and digits are not Gaussian: more can be had. So we want a chain of filters with non-linearities between them. And we use the one thing that we know about images: a stroke is a stroke wherever it lies. So each output pixel is computed from its neighbourhood with the *same* weights, which is what a convolution does.
+# A linear filter never gets below (6.2), and digits are not Gaussian: more can be had. So we want a chain of filters with nonlinearities between them. And we use the one thing that we know about images: a stroke is a stroke wherever it lies. So each output pixel is computed from its neighbourhood with the *same* weights, which is what a convolution does.
 # A layer with $C$ input and $C'$ output channels and a $k\times k$ kernel computes
 # $y_{c',i}=b_{c'}+\sum_{c,\delta}\kappa_{c',c,\delta}\;x_{c,\,ui+\delta-p}$, where $\delta$ runs over the kernel, $u$ is the stride, and $p$ rows and columns of zeros are added before the first row and column. Three sizes follow.
 #
@@ -652,7 +652,7 @@ nearly to 0.""")
 # $$
 #
 # This is a **residual connection**: the layers learn the *difference* from the identity. Its point is the $I$. Through $n$ blocks gradients are multiplied by $n$ Jacobians. Without the $I$ they are products of matrices that may all be small; with it, one term of the product is always the identity: unless the other terms cancel it, the gradient arrives. Where a block changes the number of channels, $x$ goes through
-# a $1\times1$ convolution first. (The non-linearity in the cell, $\operatorname{SiLU}(x)=x/(1+e^{-x})$, a smooth relative of $\max(x,0)$, is the one that DDPM's network has everywhere.)
+# a $1\times1$ convolution first. (The nonlinearity in the cell, $\operatorname{SiLU}(x)=x/(1+e^{-x})$, a smooth relative of $\max(x,0)$, is the one that DDPM's network has everywhere.)
 
 # %%
 def stack_of(depth, residual):
@@ -1203,7 +1203,7 @@ print(f"32 thin layers {milliseconds(thin, torch.zeros(1, 32, 8, 8, dtype=torch.
 # So attention belongs to the coarse levels. DDPM's network for $32\times32$ images has it at $16\times16$, where by count it costs two thirds of a convolution, and in the middle, at $4\times4$, where it costs less than half of one. At $32\times32$, where the network has 128 channels, it would cost as much as 2.2 convolutions. Times depend on the machine (the cell above is yours), and small maps never reach its full speed.
 #
 # > **Pitfall: four silent ways to get attention wrong.** *Heads.* With several heads the channels are split, and each part has its own weights $p_{ij}$, with its own $\sqrt d$. The number of heads changes no shape, so weights of a one-head network load into a many-head one, and a default decides which you have. *The softmax over the wrong axis*: weights that sum to one over the queries. In a widely read implementation
-# > ([issue 146](https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/146)) this was found by reading the code; a user trained both and saw no difference in sample quality. Metrics do not find such bugs. *The norm that is built and never called*, found in the same file: its parameters sit in the checkpoint, and nothing uses them. *No residual*: see (6.15). The cell shows the first three, and the
+# > ([issue 146](https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/146)) this was found by reading the code; whoever found it then trained both, and saw no difference in FID. Metrics do not find such bugs. *The norm that is built and never called*, found in the same file: its parameters sit in the checkpoint, and nothing uses them. *No residual*: see (6.15). The cell shows the first three, and the
 # > cheapest test against the third: after one backward pass every parameter must have a gradient.
 
 # %%
@@ -1461,7 +1461,7 @@ assert 0.7 < mean["ConvNeXt blocks"] / mean["the network"] < 1.4
 # %% [markdown]
 # What may be read out of such a short race, with one seed, is what differs by factors.
 #
-# - **Without skips the loss is more than twice as high** (the cell asserts it). (6.14) does not forbid better: the middle holds $16\times2\times2=64$ numbers, one for each pixel. But each of its four cells has to spell out the noise of sixteen pixels in its channels, and the way up has to put each back in its place. That takes long to learn; with skips it need not be learnt.
+# - **Without skips the loss is more than twice as high** (the cell asserts it). (6.14) does not forbid better: the middle holds $16\times2\times2=64$ numbers, one for each pixel. But each of its four cells has to spell out the noise of sixteen pixels in its channels, and the way up has to put each back in its place. That takes long to learn; with skips it need not be learned.
 # - **Without the clock it came out only a little higher here**; with one seed that is a hint, no more. The network can read the noise level off the image: sixty-four noisy pixels say a lot about a single number. So a network that ignores $t$, as in exercise 6.6, trains without a sign of distress.
 # - **ConvNeXt and wide-residual blocks come out near each other**, at equal parameters. To say more would take several seeds and long training, and other data may decide otherwise. On a CPU depthwise convolutions may run far below the machine's speed: with as many parameters and as many operations the ConvNeXt network took, where this was written, up to twice as long in some runs and no longer in others, on a machine with other work to do (the last column is a single run). Time it alone before you believe either. Operations are not seconds.
 # - **The linear denoiser is a strong opponent.** After 120 steps the networks are still on their way to where it stands. It needs $m$ and $\Sigma$, nothing else, and it will never get better. They will, in chapter 7.
@@ -1508,7 +1508,7 @@ assert likeness[1] > 0.5 and likeness[2] > 0.5
 fact("√ᾱ_t at t = 600", alpha_bar[600].sqrt(), digits=2)
 
 # %% [markdown]
-# *Did it find out by itself?* Nobody told the network about covariances. That it looks at the pixel itself proves nothing: by (4.21) a network that answers 0 does that at every $t$. What it learnt in 120 steps are the other sixty-three weights, and how they spread as the noise grows. (At $t=600$ its map is ragged: to get $x_0$ its output is divided by $\sqrt{\bar\alpha_t}=0.16$, and so is its error. It has more to learn.)
+# *Did it find out by itself?* Nobody told the network about covariances. That it looks at the pixel itself proves nothing: by (4.21) a network that answers 0 does that at every $t$. What it learned in 120 steps are the other sixty-three weights, and how they spread as the noise grows. (At $t=600$ its map is ragged: to get $x_0$ its output is divided by $\sqrt{\bar\alpha_t}=0.16$, and so is its error. It has more to learn.)
 
 # %% [markdown]
 # ## 6.12 What we have

@@ -114,7 +114,7 @@ a clear one from 300 on. In the last column both rows show the finished sample."
 # %% [markdown]
 # ## 7.1 Two algorithms
 #
-# Chapter 5 says what to minimise and chapter 6 builds what minimises it. Chapter 4 says how to go back with a denoiser. So nothing is missing any more, and yet nothing has been drawn that looks like data of our own. This chapter puts the parts together,
+# Chapter 5 says what to minimise and chapter 6 builds what minimises it. Chapter 4 says how to go back with a denoiser. So nothing is missing any more, and yet no network that we have watched learning has drawn a picture. This chapter puts the parts together,
 # and then asks the question that the parts could not ask: *is the result any good?*
 #
 # In the DDPM paper the whole method is two boxes. The first trains, the second samples. In our words:
@@ -1044,7 +1044,7 @@ print("    verdict:", book["verdict"])
 # \tag{7.22}
 # $$
 #
-# with $N_j(k)$ the number of training images whose pixel $j$ has level $k$ (the tenth is there so that no level is impossible).
+# with $N_j(k)$ the number of training images whose pixel $j$ has level $k$ (the tenth is there so that no level is impossible; chapter 1 added a half, and came to the same three digits).
 
 # %%
 level = ((images + 1) * 8).round().long().flatten(1)

@@ -335,7 +335,7 @@ claim("8.10", aimed["eps"].eps, aimed["v"].eps, tol=1e-9, note="guided in ε or 
 # | $w$: this book, the CFG paper | $-1$ | $0$ | $>0$ |
 # | $g$: `guidance_scale` of diffusers, which refers to the $w$ of the Imagen paper's Eq. 2 | $0$ | $1$ | $>1$ |
 #
-# It is (N.5) of the notation page. The library takes $w$ only, and converts when asked. Of the numbers in this book none is a scale.
+# It is (N.5) of the notation page. (The zeros and ones are those of the formula. The pipelines of diffusers switch guidance off at a scale of 1 or less, and then ask the conditional guess only, at a scale of 0 too.) The library takes $w$ only, and converts when asked. Of the numbers in this book none is a scale.
 #
 # > **Pitfall: off by one.** A scale of 1.5 taken for $w=1.5$ gives guidance three times as strong; a $w$ of 4 taken for a scale gives a weaker one, $w=3$. Both run, both make pictures. A third way, found in the comments of [labml's sampler](https://github.com/labmlai/annotated_deep_learning_paper_implementations/blob/master/labml_nn/diffusion/stable_diffusion/sampler/__init__.py), reads $g\,\hat\varepsilon_y+(g-1)\,\hat\varepsilon_\varnothing$, with a plus; its code subtracts. With the plus the weights do not add up to one, and the noise is over-estimated at every step.
 
@@ -929,7 +929,7 @@ check("8.7", interval_variance)
 #
 # - **fidelity**: how often the book's classifier sees the digit that was asked for (the column `right`), and precision (T.47);
 # - **variety**: recall (T.47), and the variance of the classifier's 24 features *within* a class, summed over features and averaged over classes, as a share of that of real digits (the column `spread`);
-# - **both in one number**: the Fréchet distance (T.45), beside what other real digits get, the floor.
+# - **both in one number**: the Fréchet distance (T.44), beside what other real digits get, the floor.
 #
 # The table takes some minutes, so it was made beforehand (`measurements/guidance.py`; `make measure` repeats it), with 95 % intervals over the five generations. One point is measured again here.
 

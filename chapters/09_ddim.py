@@ -1194,7 +1194,7 @@ check("9.7", "my_ddpm.ddim_sample")
 # | (9.18), (9.19) | the exact distance on Gaussian data | | |
 # | (9.20), (9.21) | the step in $u$ and $r$; inversion | `ddim_invert` | DDIM Eq. 14 |
 # | (9.23) | interpolation along the arc | `slerp` | |
-# | (9.24), (9.27) | the ODE, and that it carries the marginals | `solve` | DDIM Eq. 14; Song et al. 2021 |
+# | (9.24), (9.27) | the ODE, and that it carries the marginals | `solve` | DDIM Eq. 14; Song et al. 2020 |
 # | (9.29), (9.30) | second order | `solve(…, solver="heun")`, `"dpmpp-2m"` | Karras et al.; Lu et al. |
 
 # %%

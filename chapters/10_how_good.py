@@ -163,15 +163,15 @@ fact("cost in bits per dimension: digits, CIFAR-10, 256×256 in colour",
 # %% [markdown]
 # Papers report bits per dimension to two decimals. On CIFAR-10 this model and the perfect one would stand in one table with the same number.
 #
-# **Memorised.** Now the reverse: a model that draws one of the $N$ training images $x_i$, in $D$ dimensions, at random and adds noise of a tiny width $b$,
-# $p_{\text{mem}}(x)=\frac1N\sum_i\mathcal N(x;\,x_i,\,b^2I)$. Its samples are real images, to the eye. An average is at most the largest of its terms, and the largest Gaussian is that of the nearest image, so by (T.3)
+# **Memorised.** Now the reverse: a model that draws one of the $N$ training images $x^{(k)}$, in $D$ dimensions, at random and adds noise of a tiny width $b$,
+# $p_{\text{mem}}(x)=\frac1N\sum_k\mathcal N(x;\,x^{(k)},\,b^2I)$. Its samples are real images, to the eye. An average is at most the largest of its terms, and the largest Gaussian is that of the nearest image, so by (T.3)
 #
 # $$
-# -\log p_{\text{mem}}(x)\;\ge\;\frac{1}{2b^2}\,\min_i\lVert x-x_i\rVert^2+\frac D2\log(2\pi b^2) .
+# -\log p_{\text{mem}}(x)\;\ge\;\frac{1}{2b^2}\,\min_k\lVert x-x^{(k)}\rVert^2+\frac D2\log(2\pi b^2) .
 # \tag{10.2}
 # $$
 #
-# For a *new* image the minimum is positive, and as $b\to0$ the first term beats the logarithm: the cost grows beyond all bounds, like $1/b^2$. For a training image $x_j$ the sum is at least its own term, so the cost is at most $\log N+\frac D2\log(2\pi b^2)$, which goes to $-\infty$ as $b$ does to 0.
+# For a *new* image the minimum is positive, and as $b\to0$ the first term beats the logarithm: the cost grows beyond all bounds, like $1/b^2$. For a training image the sum is at least its own term, so the cost is at most $\log N+\frac D2\log(2\pi b^2)$, which goes to $-\infty$ as $b$ does to 0.
 
 # %%
 def memoriser_nll(x, centres, b):
@@ -238,7 +238,7 @@ check("10.2", bits_lost)
 #
 # The [toolbox](A_toolbox.ipynb#T.12-How-we-will-measure) has found that the distance of two samples of *one* law is never zero, and estimated by how much, (T.45). Now exactly, and in $F$ features.
 #
-# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated deviation $\hat s$: $(n-1)\,\hat s^2/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (shown before (T.43)), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. (The root is the length $r$ of a standard normal vector in $n-1$ dimensions. In polar coordinates its density is proportional to $r^{n-2}e^{-r^2/2}$; with $\int_0^\infty r^ke^{-r^2/2}dr=2^{(k-1)/2}\,\Gamma(\frac{k+1}2)$ the mean is the ratio of the integrals with $k=n-1$ and $k=n-2$.) So $\mathbb E\,\hat s^2=V$ and $\mathbb E\,\hat s=g_n\sqrt V$ with the $g_n$ below, and multiplying out $(\hat s_a-\hat s_b)^2$ with independent factors gives
+# **On a line** there is a closed form for every $n$. The averages of $n$ and $n'$ draws from $\mathcal N(m,V)$ differ by a number of variance $\frac Vn+\frac V{n'}$. For the estimated variance $\hat V$: $(n-1)\,\hat V/V$ is distributed as the sum of the squares of $n-1$ independent standard normal numbers (shown before (T.43)), and the mean of the root of such a sum is $\sqrt2\,\Gamma(\frac n2)/\Gamma(\frac{n-1}2)$. (The root is the length $r$ of a standard normal vector in $n-1$ dimensions. In polar coordinates its density is proportional to $r^{n-2}e^{-r^2/2}$; with $\int_0^\infty r^ke^{-r^2/2}dr=2^{(k-1)/2}\,\Gamma(\frac{k+1}2)$ the mean is the ratio of the integrals with $k=n-1$ and $k=n-2$.) So $\mathbb E\,\hat V=V$ and $\mathbb E\sqrt{\hat V}=g_n\sqrt V$ with the $g_n$ below, and multiplying out $\big(\sqrt{\hat V_a}-\sqrt{\hat V_b}\,\big)^2$ with independent factors gives
 #
 # $$
 # \mathbb E\,d^2\;=\;V\Big(\frac1n+\frac1{n'}\Big)+2V\,\big(1-g_ng_{n'}\big) ,
@@ -452,7 +452,7 @@ check("10.3", floor)
 # **Anything beyond two moments.** (T.44) reads means and covariances. A law $p$ and the Gaussian $p_{\mathcal N}$ with the *same* mean and covariance have distance zero, whatever $p$ looks like. How different can they be? The logarithm of a Gaussian density is a quadratic function of $x$, and the mean of a quadratic function depends on mean and covariance only. So $\mathbb E_p\log p_{\mathcal N}=\mathbb E_{p_{\mathcal N}}\log p_{\mathcal N}$, and
 #
 # $$
-# \operatorname{KL}(p\,\|\,p_{\mathcal N})\;=\;\mathbb E_p\log p-\mathbb E_p\log p_{\mathcal N}\;=\;H(p_{\mathcal N})-H(p) .
+# \mathrm{KL}(p\,\Vert\,p_{\mathcal N})\;=\;\mathbb E_p\log p-\mathbb E_p\log p_{\mathcal N}\;=\;H(p_{\mathcal N})-H(p) .
 # \tag{10.9}
 # $$
 #
@@ -519,16 +519,16 @@ print("the first numbers put out are already different:", not torch.allclose(rig
 #
 # A distance is random twice over: another set of samples gives another number, and another training run gives another network. The first is cheap to measure, by generating again, (T.46). For our digits network five runs of the full chain gave the numbers printed below. Two questions about such lists.
 #
-# **What does "best of $R$" report?** For $R$ independent Gaussian numbers of mean $\mu$ and deviation $s$, the smallest is above $x$ if all are. With $\phi$ and $\Phi$ for the standard normal density and its integral, the largest of $R$ has the density $R\,\phi\,\Phi^{R-1}$, and the smallest is its mirror image:
+# **What does "best of $R$" report?** For $R$ independent draws from $\mathcal N(m,V)$, the smallest is above $x$ if all are. With $\varphi$ and $\Phi$ for the standard normal density and its integral, the largest of $R$ draws from $\mathcal N(0,1)$ has the density $R\,\varphi\,\Phi^{R-1}$, and the smallest is its mirror image:
 #
 # $$
-# \mathbb E\min\;=\;\mu-e_R\,s ,\qquad e_R=R\int z\,\phi(z)\,\Phi(z)^{R-1}\,dz ,\qquad e_3=\frac3{2\sqrt\pi} .
+# \mathbb E\min\;=\;m-e_R\sqrt V ,\qquad e_R=R\int z\,\varphi(z)\,\Phi(z)^{R-1}\,dz ,\qquad e_3=\frac3{2\sqrt\pi} .
 # \tag{10.10}
 # $$
 #
 # The best of three is better than the mean by $0.85$ deviations, without any merit.
 #
-# **When are two models different?** If both have deviation $s$ and $R$ runs each, their difference has deviation $s\sqrt{2/R}$. To tell a difference of ten per cent from none, twice that should be below ten per cent of the number.
+# **When are two models different?** If both have the variance $V$ and $R$ runs each, the difference of their means has deviation $\sqrt{2V/R}$. To tell a difference of ten per cent from none, twice that should be below ten per cent of the number.
 
 # %%
 z = torch.linspace(-9, 9, 20_001, dtype=DOUBLE)
@@ -544,12 +544,13 @@ claim("10.10", 3 / (2 * math.pi**0.5), gain(3), tol=1e-8)
 least = draws(400_000, 5, seed=12).min(1).values
 claim("10.10", gain(5), -least.mean(), standard_error=least.std() / 400_000**0.5, note="R = 5")
 print("five runs:", ", ".join(f"{v:.2f}" for v in five))
-middle, s = np.mean(five), np.std(five, ddof=1)
+middle, deviation = np.mean(five), np.std(five, ddof=1)
 interval = Estimate.of(five)
 fact("mean, and its interval", [middle, interval.low, interval.high], digits=2)
-fact("what the best of three would report, on average", middle - gain(3) * s, digits=2)
+fact("what the best of three would report, on average", middle - gain(3) * deviation, digits=2)
 fact("what the best of five did report", min(five), digits=2)
-fact("runs of each model to tell ten per cent", math.ceil(2 * (2 * s / (0.1 * middle)) ** 2))
+fact("runs of each model to tell ten per cent",
+     math.ceil(2 * (2 * deviation / (0.1 * middle)) ** 2))
 
 
 # %% [markdown]

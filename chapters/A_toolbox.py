@@ -1273,7 +1273,7 @@ Right, a density of two humps; dots computed by the change of variables lie on i
 # the average of the slopes at both ends:
 #
 # $$
-# \hat x=x_n+h\,f(x_n,r_n) ,\qquad x_{n+1}=x_n+\tfrac h2\big[f(x_n,r_n)+f(\hat x,r_{n+1})\big] .
+# \tilde x=x_n+h\,f(x_n,r_n) ,\qquad x_{n+1}=x_n+\tfrac h2\big[f(x_n,r_n)+f(\tilde x,r_{n+1})\big] .
 # \tag{T.40}
 # $$
 #
@@ -1281,7 +1281,7 @@ Right, a density of two humps; dots computed by the change of variables lie on i
 # Expand the second slope: $f(x+hf,\,r+h)=f+h\,(\partial_rf+f\,\partial_xf)+O(h^2)=f+h\,x''+O(h^2)$.
 # The step therefore adds $\tfrac h2\,[\,2f+h\,x''+O(h^2)]=h\,x'+\tfrac12h^2x''+O(h^3)$, which is
 # Taylor's formula up to $O(h^3)$. The averaged slope is Lipschitz too: a change of $x_n$ by
-# $d$ changes $\hat x$ by at most $(1+h\ell)\,d$, hence the average by at most
+# $d$ changes $\tilde x$ by at most $(1+h\ell)\,d$, hence the average by at most
 # $\ell\,(1+\tfrac12h\ell)\,d$. So (T.38) applies with that constant and $c=O(h^3)$, and gives
 # $O(h^2)$. The price is two evaluations of $f$ a step, and for us one evaluation is one call of the
 # network.
@@ -1498,13 +1498,13 @@ except ValueError as error:
 # A generator hands us pictures. Are they good? A glance says little: copies of the training images
 # look perfect. So ask three questions, each with numbers of its own. *Are the samples distributed
 # like the data?* If not, *are they unlike any data, or is part of the data missing?* And: *are they
-# new?* This section prepares the answers, and the rules by which this book gives them, before the
-# first model is measured in chapter 7.
+# new?* This section prepares the answers, and the rules by which this book gives them. Chapter 1
+# has used them in advance; from chapter 7 on they are what every model is held to.
 #
 # **The distance between two Gaussians.** Pair the draws $x$ of one law with the draws $y$ of
 # another, in any way that keeps both laws; the least average of $\lVert x-y\rVert^2$ over all
-# pairings is their squared *Wasserstein distance* $W_2^2$. For Gaussians it is called the (squared)
-# **Fréchet distance**. With symmetric square roots,
+# pairings is their squared *Wasserstein distance* $W_2^2$. For Gaussians it is called the **Fréchet
+# distance**; custom, and this book, give the name to the square itself. With symmetric square roots,
 #
 # $$
 # d^2\big(\mathcal N(m_a,V_a),\mathcal N(m_b,V_b)\big)=\lVert m_a-m_b\rVert^2
@@ -1732,7 +1732,7 @@ fact("smallest ratio among held-out digits", ratio_new.min(), digits=2)
 assert found.heldout_copied == 0 == (ratio_new < 0.5).sum()
 
 # %% [markdown]
-# **For points**, chapter 5's and later ones', no features are needed. Two sets of $n$ numbers are
+# **For points**, on a line or in the plane, no features are needed. Two sets of $n$ numbers are
 # paired best in order: if $x_1\le x_2$ and $y_1\le y_2$, then crossing the pairs costs
 # $(x_1-y_2)^2+(x_2-y_1)^2-(x_1-y_1)^2-(x_2-y_2)^2=2(x_2-x_1)(y_2-y_1)\ge0$ more. With
 # $x_{(1)}\le x_{(2)}\le\dots$ for the sorted numbers,
@@ -1793,7 +1793,7 @@ error = np.std(estimates) / 2000**0.5
 assert abs(np.mean(estimates) - exact) < 5 * error                   # unbiased, from 20 points each
 
 # %% [markdown]
-# **The protocol** by which this book measures pictures, from now on (`evaluate` in `metrics.py`):
+# **The protocol** by which this book measures pictures (`evaluate` in `metrics.py`):
 #
 # 1. Generated images are compared with images *held out* from training, and with as many as there
 #    are. Pixels are rounded to the levels of the data first.
@@ -1904,9 +1904,9 @@ def frechet(m_a, V_a, m_b, V_b):
 check("T.6", frechet)
 
 # %% [markdown]
-# ## What we have
+# ## T.13 What we have
 #
-# | Equation | It says | In the library |
+# | equation | what it says | in `ddpm_lite` |
 # |---|---|---|
 # | (T.1)–(T.3) | the density and its logarithm | `Gaussian.log_prob` |
 # | (T.4), (T.5) | read mean and variance off the exponent | – |
@@ -1926,18 +1926,21 @@ check("T.6", frechet)
 # | (T.47) | precision and recall | `precision_recall` |
 # | (T.48) | nearer to the training images than new images are | `memorisation` |
 # | (T.49)–(T.51) | Wasserstein on a line, sliced; maximum mean discrepancy | `wasserstein`, `sliced_wasserstein`, `mmd` |
-#
-# **History and further reading.** The lemmas are classical, and older than this field.
-# Reparameterisation came into deep generative models with the variational auto-encoder (Kingma and
-# Welling, arXiv 1312.6114; Rezende, Mohamed and Wierstra, arXiv 1401.4082). DDPM (Ho, Jain and
-# Abbeel, arXiv 2006.11239) is built from T.3, T.5 and T.6. On Heun's method in diffusion sampling,
-# see Karras and co-authors (arXiv 2206.00364).
-#
-# (T.44) is by Dowson and Landau (1982). The FID was introduced by Heusel and co-authors (arXiv
-# 1706.08500); on its bias see Chong and Forsyth (arXiv 1911.07023), on resizing Parmar, Zhang and
-# Zhu (CVPR 2022), who wrote clean-fid. Precision and recall in the form (T.47) are by Kynkäänniemi
-# and co-authors (arXiv 1904.06991), the maximum mean discrepancy by Gretton and co-authors (JMLR
-# 2012), the sliced distance by Rabin, Peyré, Delon and Bernot (2011).
 
 # %%
 progress("T")
+
+# %% [markdown]
+# ## T.14 History and further reading
+#
+# The lemmas are classical, and older than this field.
+# Reparameterisation came into deep generative models with the variational autoencoder (Kingma and
+# Welling, arXiv 1312.6114; Rezende, Mohamed and Wierstra, arXiv 1401.4082). DDPM (Ho, Jain and
+# Abbeel, arXiv 2006.11239) is built from T.3, T.5 and T.6. On Heun's method in diffusion sampling,
+# see Karras and others (arXiv 2206.00364).
+#
+# (T.44) is by Dowson and Landau (1982). The FID was introduced by Heusel and others (arXiv
+# 1706.08500); on its bias see Chong and Forsyth (arXiv 1911.07023), on resizing Parmar, Zhang and
+# Zhu (CVPR 2022), who wrote clean-fid. Precision and recall in the form (T.47) are by Kynkäänniemi
+# and others (arXiv 1904.06991), the maximum mean discrepancy by Gretton and others (JMLR
+# 2012), the sliced distance by Rabin, Peyré, Delon and Bernot (2011).

@@ -139,8 +139,8 @@ in the middle towards the two humps.""")
 # **What it reaches.** Put it in. With the average law $r=\tfrac12(p_{\text{data}}+p_\theta)$ we have $\operatorname{sig}(h^*)=p_{\text{data}}/(2r)$ and $\operatorname{sig}(-h^*)=p_\theta/(2r)$. Each logarithm of a quotient by $2r$ is one by $r$ minus $\log2$, and the expectations of the former are divergences, (T.21):
 #
 # $$
-# \max_hJ(h,\theta)\;=\;2\,\mathrm{JSD}(p_{\text{data}},p_\theta)-\log4 ,
-# \qquad\mathrm{JSD}=\tfrac12\mathrm{KL}(p_{\text{data}}\,\Vert\,r)+\tfrac12\mathrm{KL}(p_\theta\,\Vert\,r) .
+# \max_hJ(h,\theta)\;=\;2\,\mathrm{JS}(p_{\text{data}},p_\theta)-\log4 ,
+# \qquad\mathrm{JS}=\tfrac12\mathrm{KL}(p_{\text{data}}\,\Vert\,r)+\tfrac12\mathrm{KL}(p_\theta\,\Vert\,r) .
 # \tag{B.3}
 # $$
 #
@@ -166,21 +166,21 @@ for _ in range(20):
     best = (best - slope / bend).detach().requires_grad_()
 claim("B.2", p.log() - p_model.log(), best, note="Newton's method on the library's loss")
 r = (p + p_model) / 2
-jsd = 0.5 * (p * (p / r).log()).sum() + 0.5 * (p_model * (p_model / r).log()).sum()
-claim("B.3", 2 * jsd - math.log(4), value(best))
-fact("JSD of the two laws, and the value of the game", [jsd, value(best)], digits=3)
+js = 0.5 * (p * (p / r).log()).sum() + 0.5 * (p_model * (p_model / r).log()).sum()
+claim("B.3", 2 * js - math.log(4), value(best))
+fact("JS of the two laws, and the value of the game", [js, value(best)], digits=3)
 
 # %% [markdown]
-# If the laws do not overlap, $r$ is half of one or half of the other, both divergences are $\log2$, and the value is $0$: the discriminator is always right. $\mathrm{JSD}$ cannot grow beyond $\log2$, however far apart the laws lie.
+# If the laws do not overlap, $r$ is half of one or half of the other, both divergences are $\log2$, and the value is $0$: the discriminator is always right. $\mathrm{JS}$ cannot grow beyond $\log2$, however far apart the laws lie.
 #
 # **What the generator feels.** It takes a step along the gradient of $J$ in $\theta$ *with $h$ held fixed*. Is this the gradient of (B.3), in which $h^*$ moves along with $\theta$? Yes, if $h$ is the best one. By the chain rule, the derivative of $J(h^*_\theta,\theta)$ is $\partial_\theta J$ plus the derivative of $J$ in $h$ times the motion of $h^*$; and the derivative in $h$ is zero, for $h^*$ is a maximum. (The *envelope theorem*.) So with $x=G_\theta(z)$
 #
 # $$
-# \nabla_\theta\,2\,\mathrm{JSD}(p_{\text{data}},p_\theta)\;=\;\mathbb E_z\big[-\operatorname{sig}\big(h^*(x)\big)\;\nabla_\theta x\;\nabla_xh^*(x)\big] .
+# \nabla_\theta\,2\,\mathrm{JS}(p_{\text{data}},p_\theta)\;=\;\mathbb E_z\big[-\operatorname{sig}\big(h^*(x)\big)\;\nabla_\theta x\;\nabla_xh^*(x)\big] .
 # \tag{B.4}
 # $$
 #
-# Look at the factor in front. Where samples are bad, the discriminator is sure, $h^*\to-\infty$, and $\operatorname{sig}(h^*)\to0$: the worst samples learn least. This is not a fault of the optimiser; $\mathrm{JSD}$ *is* flat there. The usual remedy, the **non-saturating** loss, lets the generator minimise $-\mathbb E\log\operatorname{sig}(h)$ in the place of $\mathbb E\log(1-\operatorname{sig}(h))$. The slopes of the two in the logit are
+# Look at the factor in front. Where samples are bad, the discriminator is sure, $h^*\to-\infty$, and $\operatorname{sig}(h^*)\to0$: the worst samples learn least. This is not a fault of the optimiser; $\mathrm{JS}$ *is* flat there. The usual remedy, the **non-saturating** loss, lets the generator minimise $-\mathbb E\log\operatorname{sig}(h)$ in the place of $\mathbb E\log(1-\operatorname{sig}(h))$. The slopes of the two in the logit are
 #
 # $$
 # \frac{d}{dh}\log\big(1-\operatorname{sig}(h)\big)=-\operatorname{sig}(h) ,
@@ -192,7 +192,7 @@ fact("JSD of the two laws, and the value of the game", [jsd, value(best)], digit
 # $\mathrm{KL}(p_\theta\,\Vert\,p_{\text{data}})=\mathbb E_z[-h^*_\theta(G_\theta(z))]$, whose derivative has two parts: one through $G$, with $h^*$ fixed, which is the part we look for; and one through $h^*_\theta$ at fixed $x$, which is $\mathbb E_{p_\theta}\nabla_\theta\log p_\theta=\nabla_\theta\int p_\theta\,dx=0$. Therefore
 #
 # $$
-# \mathbb E_z\big[-\operatorname{sig}\big(-h^*(x)\big)\;\nabla_\theta x\;\nabla_xh^*(x)\big]\;=\;\nabla_\theta\Big[\mathrm{KL}(p_\theta\,\Vert\,p_{\text{data}})-2\,\mathrm{JSD}(p_{\text{data}},p_\theta)\Big] .
+# \mathbb E_z\big[-\operatorname{sig}\big(-h^*(x)\big)\;\nabla_\theta x\;\nabla_xh^*(x)\big]\;=\;\nabla_\theta\Big[\mathrm{KL}(p_\theta\,\Vert\,p_{\text{data}})-2\,\mathrm{JS}(p_{\text{data}},p_\theta)\Big] .
 # \tag{B.6}
 # $$
 #
@@ -210,11 +210,11 @@ def law_of(theta):
 
 
 def divergences(theta):
-    """KL(p_θ ‖ p_data) and JSD, by quadrature."""
+    """KL(p_θ ‖ p_data) and JS, by quadrature."""
     log_q = law_of(theta)
     log_r = torch.logaddexp(log_p, log_q) - math.log(2)
-    jsd = 0.5 * integrate(p * (log_p - log_r)) + 0.5 * integrate(log_q.exp() * (log_q - log_r))
-    return integrate(log_q.exp() * (log_q - log_p)), jsd
+    js = 0.5 * integrate(p * (log_p - log_r)) + 0.5 * integrate(log_q.exp() * (log_q - log_r))
+    return integrate(log_q.exp() * (log_q - log_p)), js
 
 
 def felt(theta, slope):
@@ -224,12 +224,12 @@ def felt(theta, slope):
 
 
 theta = torch.tensor(-0.4, dtype=DOUBLE, requires_grad=True)
-kl, jsd = divergences(theta)
+kl, js = divergences(theta)
 (of_kl,) = torch.autograd.grad(kl, theta, retain_graph=True)
-(of_jsd,) = torch.autograd.grad(jsd, theta)
+(of_js,) = torch.autograd.grad(js, theta)
 place = theta.item()
-claim("B.4", felt(place, lambda h: -torch.sigmoid(h)), 2 * of_jsd, tol=1e-9)
-claim("B.6", felt(place, lambda h: -torch.sigmoid(-h)), of_kl - 2 * of_jsd, tol=1e-9)
+claim("B.4", felt(place, lambda h: -torch.sigmoid(h)), 2 * of_js, tol=1e-9)
+claim("B.6", felt(place, lambda h: -torch.sigmoid(-h)), of_kl - 2 * of_js, tol=1e-9)
 h = torch.linspace(-8, 8, 9, dtype=DOUBLE, requires_grad=True)
 (saturating,) = torch.autograd.grad((1 - torch.sigmoid(h)).log().sum(), h)
 (other,) = torch.autograd.grad(9 * generator_loss(h), h)                    # that loss is a mean
@@ -500,7 +500,7 @@ and mostly below the line at k = 1, narrow at k = 128.""")
 # (The second from (B.9), as a square to complete in $z$: the exponent is $-\tfrac12z^\top z-\tfrac1{2\varsigma^2}\Vert x-b-Az\Vert^2$, whose quadratic part is $-\tfrac1{2\varsigma^2}z^\top Mz$ and whose linear part is $\tfrac1{\varsigma^2}z^\top A^\top(x-b)$; [T.4](A_toolbox.ipynb#T.4-Products-of-Gaussian-densities-(completing-the-square)) completes it.) The posterior is Gaussian with a mean that is linear in $x$ and a covariance that does not depend on $x$. So a linear encoder with constant variances can *be* the posterior, *if $M$ is diagonal*.
 #
 # **The best parameters.** Let the data have mean $\bar x$ and covariance $\Sigma$ with eigenvalues $\lambda_1\ge\dots\ge\lambda_D>0$. The average log-likelihood of a Gaussian with $b=\bar x$ (its best value, for any covariance $C$) is $-\tfrac12\big[D\log2\pi+\log\det C+\operatorname{tr}(C^{-1}\Sigma)\big]$. What can $C=AA^\top+\varsigma^2I$ be? Its eigenvalues $c_1\ge\dots\ge c_D$ satisfy $c_i\ge\varsigma^2$ for $i\le L$ and $c_i=\varsigma^2$ for the rest, since $AA^\top$ has rank at most $L$; otherwise they, and the eigenvectors, are free.
-# *Eigenvectors:* in the basis of $C$'s eigenvectors $w_i$ the trace is $\sum_i w_i^\top\Sigma w_i/c_i$, and the numbers $w_i^\top\Sigma w_i=\sum_j(w_i^\top u_j)^2\lambda_j$ are averages of the $\lambda_j$ whose weights sum to 1 over $i$ as well; such a sum is least where the largest $\lambda$ meets the largest $c$ (von Neumann's trace inequality). So $\operatorname{tr}(C^{-1}\Sigma)\ge\sum_i\lambda_i/c_i$, with equality if $C$ has the eigenvectors of $\Sigma$ in the same order. *Eigenvalues:* $\log c+\lambda/c$ falls in $c$ up to $c=\lambda$ and rises afterwards, so $c_i=\max(\lambda_i,\varsigma^2)$ for $i\le L$. *Noise:* the sum of $\log\varsigma^2+\lambda_i/\varsigma^2$ over $i>L$ is least where $\varsigma^2$ is the mean of those $\lambda_i$, which is at most $\lambda_L$; and the terms $i\le L$ do not
+# *Eigenvectors:* in the basis of $C$'s eigenvectors $h_i$ the trace is $\sum_i h_i^\top\Sigma h_i/c_i$, and the numbers $h_i^\top\Sigma h_i=\sum_j(h_i^\top u_j)^2\lambda_j$ are averages of the $\lambda_j$ whose weights sum to 1 over $i$ as well; such a sum is least where the largest $\lambda$ meets the largest $c$ (von Neumann's trace inequality). So $\operatorname{tr}(C^{-1}\Sigma)\ge\sum_i\lambda_i/c_i$, with equality if $C$ has the eigenvectors of $\Sigma$ in the same order. *Eigenvalues:* $\log c+\lambda/c$ falls in $c$ up to $c=\lambda$ and rises afterwards, so $c_i=\max(\lambda_i,\varsigma^2)$ for $i\le L$. *Noise:* the sum of $\log\varsigma^2+\lambda_i/\varsigma^2$ over $i>L$ is least where $\varsigma^2$ is the mean of those $\lambda_i$, which is at most $\lambda_L$; and the terms $i\le L$ do not
 # depend on $\varsigma^2$ as long as $\varsigma^2\le\lambda_L$, and only grow beyond. So with $U_L$ for the first $L$ eigenvectors and $\Lambda_L$ for their eigenvalues
 #
 # $$

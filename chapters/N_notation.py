@@ -140,18 +140,24 @@ fact("beta of the jump from 1 to 4, and its beta tilde", [1 - ratio, back.varian
 # | $v$ | velocity, and nothing else | `v` |
 # | $y$ | condition (a class); the null class has the number `num_classes` | `y` |
 # | $D$ | number of coordinates of $x_0$ | |
+# | $x^{(1)},\dots,x^{(N)}$ | the $N$ images, or points, of a training set | |
 #
 # The last part of (N.3) takes the $\varepsilon$ that made one $x_t$ and gives the score of
 # $q(x_t\mid x_0)$. Put $\mathbb E[\varepsilon \mid x_t]$, which is what a good network predicts, in
 # its place, and the result is the score of the law of $x_t$, $\nabla\log q(x_t)$ (chapter 4).
 #
+# An index below $x$ or $\varepsilon$ is a step where there is a chain. Where there is none, it numbers
+# coordinates or draws: in the toolbox, in chapter 1 and appendix B, in sections 2.4 and 10.5, and in
+# (7.22).
+#
 # **Marks.** A *hat* is a prediction, of a network or an oracle: $\hat\varepsilon$, $\hat x_0$,
 # $\hat v$, $\hat s$ (of the score); with $\theta$ where the weights matter, $\hat\varepsilon_\theta(x_t, t)$. A *bar* is
 # accumulated over steps: $\bar\alpha_t$, and $\bar\varepsilon$ for several noises merged into one.
 # A *tilde* is conditioned on $x_0$: $\tilde\mu_t$, $\tilde\beta_t$. A *star* is the exact minimiser
-# that no network can beat: $\varepsilon^*$, $v^*$, and $\sigma_*^2$ for the best variance. (Two local
-# uses of the hat are of the same kind: an estimate $\hat V$, an approximation $\hat q$. A third is the DDIM paper's: $\hat\sigma$, for the
-# deviation $\sqrt{\beta_{t\mid s}}$, in chapter 9.)
+# that no network can beat: $\varepsilon^*$, $v^*$, and $\sigma_*^2$ for the best variance. (Some local uses are
+# akin. A hat is also on an estimate, such as $\hat V$ or chapter 1's $\hat p_N$, and on an approximation, such as
+# chapter 8's classifier $\hat q$; and $\hat\sigma$ is the DDIM paper's name for the deviation $\sqrt{\beta_{t\mid s}}$, in chapter 9. A bar is
+# also on an average of draws, $\bar x$. A tilde is also on what is only tried, as in Heun's method, (T.40) and (9.29).)
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -187,7 +193,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 #
 # | Letter | Meaning | Defined |
 # |---|---|---|
-# | $m_t$, $V_t$ | mean and variance of one coordinate of $x_t$, data and noise both random; for $V_0$, the data's, chapter 4 writes $V$ | above (2.5) |
+# | $m_t$, $V_t$ | mean and variance of one coordinate of $x_t$, data and noise both random; for $V_0$, the data's, chapters 4 to 10 write $V$ | above (2.5) |
 # | $c_{t,k}$ | weight of $\varepsilon_k$ in $x_t$ | (3.16) |
 # | $\kappa_t$ | their sum, the size of the noise if one draw serves all steps | (3.21) |
 # | $\ell_t$ | mean squared error of a noise predictor at step $t$, per coordinate | (3.33), (5.21) |
@@ -210,10 +216,12 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | $\varnothing$, $\tilde y$ | the null class, and the label after the coin that may drop it | (8.12) |
 # | $g$ | in chapter 8 the guidance scale of other software, $1+w$ | (8.11) |
 # | $u_t$, $r_t$ | $x_t/\sqrt{\bar\alpha_t}$ and its noise-to-signal ratio $\sqrt{1-\bar\alpha_t}/\sqrt{\bar\alpha_t}$, the clock of the ODE | (9.20) |
-# | $\rho$, $x_\rho$, $u(x,\rho)$ | flow matching's clock, from $0$ (noise) to $1$ (data), against $t$; the point $\rho x_0+(1-\rho)\varepsilon$; the mean velocity $\mathbb E[x_0-\varepsilon\mid x_\rho]$ there | (10.21) to (10.23) |
+# | $\rho$, $x_\rho$, $u(x,\rho)$ | flow matching's clock, from $0$ (noise) to $1$ (data), against $t$; the point $\rho x_0+(1-\rho)\varepsilon$; the mean velocity $\mathbb E[x_0-\varepsilon\mid x_\rho]$ there | (1.28), (10.21) to (10.23), (B.31) |
+# | $\varsigma$ | deviation of the decoder of a VAE or VQ-VAE, as $\sigma$ is a reverse step's | (1.24), (B.9) |
 # | $\kappa$, $\kappa_t$ | in chapter 10 the continuous time $t/T$; in appendix B the factor between $x_t$ and flow matching's point | section 10.11, (B.37) |
 #
-# All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local: they
+# All other letters ($a, b, c, f, g, h, m, n, u, A, B, K, R, V, \gamma, \lambda, \rho, \psi, \dots$) are local, and so are those of
+# the table outside of the sections that it names: they
 # are introduced where they are used, and belong to that section. (So do the parts of a network in chapter 6, where $k$ is the size of
 # a kernel, $C$ a number of channels and $C_*$ an inner one, $\delta$ an offset, $y$ the output of a layer and $\omega_i$ the speed of a
 # clock's hand.) The toolbox has no chain, so there

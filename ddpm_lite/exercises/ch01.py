@@ -270,8 +270,8 @@ EXERCISES = [
         },
         hints=(
             "By (1.8) you need the mean and the variance of the mixture, no more.",
-            "E x = Σ w_k m_k. For the variance, take E (x − m)² hump by hump.",
-            "m = Σ w_k m_k, V = Σ w_k (V_k + (m_k − m)²).",
+            "E x = Σ λ_k m_k, the λ_k being the weights. For V, take E (x − m)² hump by hump.",
+            "m = Σ λ_k m_k, V = Σ λ_k (V_k + (m_k − m)²).",
         ),
     ),
     Exercise(

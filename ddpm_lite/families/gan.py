@@ -7,7 +7,7 @@ discriminator gives each point a logit h(x), its log odds that x is data. It goe
 
     value(h, G) = E_data log sigmoid(h(x)) + E_z log(1 − sigmoid(h(G(z)))).
 
-The best h for a given G is log p_data − log p_θ; the value is then 2·JSD(p_data, p_θ) − log 4.
+The best h for a given G is log p_data − log p_θ; the value is then 2·JS(p_data, p_θ) − log 4.
 
 Source: I. Goodfellow et al., "Generative Adversarial Nets", arXiv:1406.2661; the penalty that keeps
     the game from circling is R_1 of L. Mescheder, A. Geiger and S. Nowozin, "Which Training Methods
@@ -117,7 +117,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """−E log sigmoid(h(x)) − E log(1 − sigmoid(h(G(z)))), from logits at data and at samples.
 
     It is minus the game's value, and each mean is over all entries. Its least value, reached at
-    h = log p_data − log p_θ, is log 4 − 2·JSD(p_data, p_θ).
+    h = log p_data − log p_θ, is log 4 − 2·JS(p_data, p_θ).
 
     Book: (B.1), (B.3).
     Paper: GAN Eq. 1, Theorem 1.
