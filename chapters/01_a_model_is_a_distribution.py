@@ -603,7 +603,7 @@ A dotted line marks the independent pixels of section 1.1, at 2.43 bits on held-
 #
 # > **Pitfall: judging by the look.** The list of the training images draws sharp, varied, perfect pictures. So whoever judges a model by its samples alone will prefer the one that has learned nothing. And likelihood alone will not do either: section 1.15 shows models with good samples and poor likelihood, and the reverse. Theis, van den Oord and Bethge ([1511.01844](https://arxiv.org/abs/1511.01844)) found that for images the two say little about each other.
 #
-# **Exercise 1.5** (3 points, 15 minutes, ●●○) — *Explain.* A colleague has trained a model on the 1,442 digits. It reports 0.164 bits per pixel on the training images, far less than any other model in this chapter. Its samples cannot be told from real digits. "Best likelihood, best samples," says the colleague, "what more do you want?" Explain what this model must be, whether the number is possible, why neither observation shows that it has learned $p_{\text{data}}$, and what should be measured instead. Write for a fellow student, in ten sentences or so.
+# **Exercise 1.5** (3 points, 15 minutes, ●●○) — *Explain.* A colleague has trained a model on the 1,442 digits. It reports 0.164 bits per pixel on the training images, far less than any other model that it was compared with. Its samples cannot be told from real digits. "Best likelihood, best samples," says the colleague, "what more do you want?" Explain what this model must be, whether the number is possible, why neither observation shows that it has learned $p_{\text{data}}$, and what should be measured instead. Write for a fellow student, in ten sentences or so.
 
 # %%
 explanation = ""  # your words

@@ -515,7 +515,7 @@ claim("3.14", variance, after.var(), standard_error=variance * (2 / many) ** 0.5
 # **Exercise 3.3** (3 points, 15 minutes, ●●○) — *Your own q_sample.* The next piece of the sampler that you build through the
 # book. Open `my_ddpm.py` beside this notebook and fill in `q_sample(x0, t, noise, alpha_bar)`. It returns $x_t$ by (3.14). `t` is an int from
 # $0$ to $T$, `noise` has the shape of `x0`, and `alpha_bar` is a tensor with $\bar\alpha_0,\dots,\bar\alpha_T$, like the one
-# that your `alpha_bars` made in chapter 2.
+# that your `alpha_bars` of exercise 2.4 makes.
 
 # %%
 check("3.3", "my_ddpm.q_sample")

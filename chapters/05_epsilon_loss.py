@@ -955,7 +955,7 @@ for t in (1, 400):
     fact(f"guess 0 at t = {t}: loss, floor, own error", [loss, floor, own], digits=3)
 
 # %% [markdown]
-# **Exercise 5.4** (1 point, 5 minutes, ●○○) — *Predict the number.* The data are Gaussian, $x_0\sim\mathcal N(0,4I)$, and at some step $\bar\alpha_t=0.36$. What is the smallest $\ell_t$ that any network can reach there? Guess first: near $0$, near $0.36$, near $0.7$? Then give three digits. (Chapter 4 knows a best predictor for such data.)
+# **Exercise 5.4** (1 point, 5 minutes, ●○○) — *Predict the number.* The data are Gaussian, $x_0\sim\mathcal N(0,4I)$, and at some step $\bar\alpha_t=0.36$. What is the smallest $\ell_t$ that any network can reach there? Guess first: near $0$, near $0.36$, near $0.7$? Then give three digits. (For Gaussian data the best predictor is linear, and (4.33) has its error.)
 
 # %%
 answer = None

@@ -553,7 +553,7 @@ for start, end in crossings[:2]:
 
 
 # %% [markdown]
-# **Exercise 6.3** (3 points, 15 minutes, ●●●) — *Follow the stack.* Write `up_channels(base, multipliers, blocks)` that returns the list of $C_{\text{in}}$ of all blocks on the way up, in the order in which the data meet them. The network is built as above: `conv_in` makes `base` channels; level $l$ is `base * multipliers[l]` wide and has `blocks` blocks on the way down,
+# **Exercise 6.3** (3 points, 15 minutes, ●●●) — *Follow the stack.* Write `up_channels(base, multipliers, blocks)` that returns the list of $C_{\text{in}}$ of all blocks on the way up, in the order in which the data meet them. The network is a U-Net with skip connections: `conv_in` makes `base` channels; level $l$ is `base * multipliers[l]` wide and has `blocks` blocks on the way down,
 # and between two levels there is a downsampling, which keeps the width of the level that it leaves; the middle keeps the deepest level's width; on the way up each level has `blocks + 1` blocks, and the upsampling between two levels keeps the width of the level that it leaves. For `(32, [1, 1, 1], 1)` the answer is `[64, 64, 64, 64, 64, 64]`.
 
 # %%

@@ -912,7 +912,7 @@ check("8.6", explanation)
 
 
 # %% [markdown]
-# **Exercise 8.7** (3 points, 30 minutes, ●●●) — *Guidance on part of the way.* In the case of section 8.10, let DDIM (with infinitely many short steps) be guided with strength $w$ only while the clock $n$ lies between `low` and `high`, and use the conditional score elsewhere. Derive the variance of the samples from (8.21), and write `interval_variance(U, V, w, low, high)` that returns it, for $0<U<V$ and $0\le$ `low` $<$ `high`. (It is a single line. Look how $R/(U+n)$ changes.)
+# **Exercise 8.7** (3 points, 30 minutes, ●●●) — *Guidance on part of the way.* In the case of section 8.10 the data have the law $\mathcal N(0,V)$, and given their label $\mathcal N(\mu,U)$. $R$ is the variance of $u_t=x_t/\sqrt{\bar\alpha_t}$ in the sampler, and the clock $n=(1-\bar\alpha_t)/\bar\alpha_t$ comes down from infinity, where $R/n=1$, to 0; the guided score in $u$ has the slope $-a(n)$ of (8.20). Let DDIM (with infinitely many short steps) be guided with strength $w$ only while $n$ lies between `low` and `high`, and use the conditional score, $w=0$, elsewhere. Derive the variance of the samples from (8.21) with $\eta=0$, and write `interval_variance(U, V, w, low, high)` that returns it, for $0<U<V$ and $0\le$ `low` $<$ `high`. (It is a single line. Look how $R/(U+n)$ changes.)
 
 # %%
 def interval_variance(U, V, w, low, high):
