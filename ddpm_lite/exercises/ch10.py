@@ -28,8 +28,8 @@ def _positive(log_p, log_noise, a):
     return -diluted_cost(log_p, log_noise, a)
 
 
-def _shares_left_out(log_p, log_noise, a):
-    return -torch.logaddexp(log_p, log_noise)
+def _underflows(log_p, log_noise, a):
+    return -torch.log(a * log_p.exp() + (1 - a) * log_noise.exp())
 
 
 def _shares_exchanged(log_p, log_noise, a):
@@ -254,9 +254,10 @@ EXERCISES = [
             ),
             "the-bound": (_the_bound, "That is the right side of (10.1), a bound. Keep the noise."),
             "positive": (_positive, "That is log p_dil. The cost is minus that."),
-            "shares-left-out": (
-                _shares_left_out,
-                "You added the two densities as they are: multiply them by a and 1 − a first.",
+            "underflows": (
+                _underflows,
+                "Right on paper; but e to the power of -800 is 0 for a float, and its logarithm is "
+                "infinite. Take the larger of the two exponents out before you add.",
             ),
             "shares-exchanged": (
                 _shares_exchanged,
