@@ -71,9 +71,11 @@ def test_nothing_for_students_holds_a_solution(everything):
     assert leaks(everything / "plain") == []
 
 
+# One sentence alone, with a letter that JSON escapes: no other sentence can be found in its place.
+WITH_ETA = next(part for part in find("9.5").reference.split(". ") if "η" in part)
 SPLIT = {"cells": [{"source": [f"{line} \n" for line in find("3.7").rubric[0].split()]}]}
 PLANTED = {  # a file's name and what is in it
-    "escaped": ("x.json", json.dumps(find("1.5").reference)),
+    "escaped": ("x.json", json.dumps(WITH_ETA + ".")),
     "lines of a cell": ("x.ipynb", json.dumps(SPLIT)),
     "comments": ("x.py", "# " + find("3.7").rubric[0].replace(" ", "\n# ")),
     "hidden tests": ("x.py", "from ddpm_hidden_ps1 import mark"),
