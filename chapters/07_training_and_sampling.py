@@ -373,7 +373,7 @@ fact("images drawn in the whole training, in epochs",
 # \tag{7.8}
 # $$
 #
-# Every weight moves by the full learning rate, however small its gradient, in a direction that rests on one batch. That is why training starts with a **warm-up**: the rate grows from 0 to $r$ over the first steps, here 100, while the averages settle. At every step $m_n$ and $\sqrt{u_n}$ scale alike, so a loss multiplied by a constant trains the same as long as no gradient is clipped, and a mistake such as `loss.backward(loss)`, which
+# Every weight whose gradient is well above $10^{-8}$ moves by the full learning rate, however small the gradient is otherwise, in a direction that rests on one batch. That is why training starts with a **warm-up**: the rate grows from 0 to $r$ over the first steps, here 100, while the averages settle. At every step $m_n$ and $\sqrt{u_n}$ scale alike, so a loss multiplied by a constant trains the same as long as no gradient is clipped and the $10^{-8}$ does not count, and a mistake such as `loss.backward(loss)`, which
 # multiplies every gradient by the loss, can live in a published notebook unnoticed: Adam divides most of it out again.
 #
 # The third precaution is **clipping the gradient**. If the norm of the gradient over all weights exceeds a limit $c$ (DDPM: 1), the gradient is shortened to it:
@@ -457,7 +457,7 @@ raw, ema = trainer.network, trainer.ema
 # \tag{7.11}
 # $$
 #
-# This predictor is linear in $x_t$, and its loss on *any* data with this mean and covariance is (7.11), because a squared error of a linear function asks for no more than means and covariances. So it is the loss of the best *linear* network. (Every linear predictor has the same loss on these data as on the Gaussian's, and there none beats this one. And it lies above the digits' floor, because the best predictor of all is at least as good.) A U-Net that does not beat it has learned nothing about digits but which pixels go together.
+# This predictor is linear in $x_t$ (with an offset, which *linear* includes here), and its loss on *any* data with this mean and covariance is (7.11), because a squared error of a linear function asks for no more than means and covariances. So it is the loss of the best *linear* network. (Every linear predictor has the same loss on these data as on the Gaussian's, and there none beats this one. And it lies above the digits' floor, because the best predictor of all is at least as good.) A U-Net that does not beat it has learned nothing about digits but which pixels go together.
 #
 # **From below: the training set itself.** The law that puts $1/N$ on each training image $x^{(k)}$ is the one that algorithm 1 in fact draws from. Its best predictor is known too. By Bayes' rule the image $k$ has, after seeing $x_t$, a probability proportional to $q(x_t\mid x^{(k)})$, so
 #
@@ -470,8 +470,8 @@ raw, ema = trainer.network, trainer.ema
 # \tag{7.12}
 # $$
 #
-# No network can have a smaller training loss than this formula, on average. But look at what it is: a lookup table. It compares $x_t$ with every training image and answers with the nearest. Sampled with algorithm 2 it returns training images. *The global minimum of the training loss is a photocopier.* We call it the **memoriser**, and want to stay well away from it: what we are after is the floor of the
-# law that the 1,442 images were drawn from. The memoriser's training loss lies below that floor. (The smallest loss is a minimum of functions linear in the law, so concave in it; averaged over training sets it is at most that of the law itself.) Whether the training loss has slipped below the floor shows on images held out, whose expected loss cannot.
+# No network can have a smaller training loss than this formula, on average. But look at what it is: a lookup table. It compares $x_t$ with every training image and answers with their mean, weighted by nearness; at small $t$ that is the nearest one. Sampled with algorithm 2 it returns training images. *The global minimum of the training loss is a photocopier.* We call it the **memoriser**, and want to stay well away from it: what we are after is the floor of the
+# law that the 1,442 images were drawn from. The memoriser's training loss lies below that floor. (The smallest loss is a minimum of functions linear in the law, so concave in it; averaged over training sets it is at most that of the law itself.) So a training loss may lie below the floor, where the expected loss on held-out images cannot: a gap between the two is the sign of memorising, and the held-out one is to be trusted.
 
 # %%
 spread = torch.linspace(-8.0, 8.0, 20001, dtype=torch.float64)[:, None]   # a grid for x_t, D = 1
@@ -1044,7 +1044,7 @@ print("    verdict:", book["verdict"])
 # \tag{7.22}
 # $$
 #
-# with $N_j(k)$ the number of training images whose pixel $j$ has level $k$ (the tenth is there so that no level is impossible; chapter 1 added a half, and came to the same three digits).
+# where the $x^{(i)}$ are the $n$ held-out images at their levels, and $N_j(k)$ is the number of training images whose pixel $j$ has level $k$ (the tenth is there so that no level is impossible; chapter 1 added a half, and came to the same three digits).
 
 # %%
 level = ((images + 1) * 8).round().long().flatten(1)
@@ -1256,10 +1256,10 @@ check("7.7", answer_7_7)
 # %% [markdown]
 # ## 7.13 What it costs
 #
-# Sampling is the expensive half. Count in calls of the network. A training step costs a forward and a backward pass; the backward pass computes two products for every one of the forward pass (one for the gradient of the input and one for that of the weights), so a training step on one image costs about three forward passes. An image drawn by algorithm 2 costs $T$ of them. So a training of $N$ steps with batches of $B$ costs as much as drawing
+# Sampling is the expensive half. Count in calls of the network. A training step costs a forward and a backward pass; the backward pass computes two products for every one of the forward pass (one for the gradient of the input and one for that of the weights), so a training step on one image costs about three forward passes. An image drawn by algorithm 2 costs $T$ of them. So a training of $n$ steps with batches of $B$ costs as much as drawing
 #
 # $$
-# n \;=\; \frac{3\,N\,B}{T}
+# A \;=\; \frac{3\,n\,B}{T}
 # \tag{7.23}
 # $$
 #
@@ -1400,7 +1400,7 @@ print("first loss between 0.8 and 1.2:", 0.8 < own_trainer.history[0]["loss"] < 
 # | (7.18) | distance of Gaussians with common directions | `gaussian_frechet_distance` | |
 # | (7.19) | the step with a clipped guess | `reverse(…, clip=(-1, 1))` | |
 # | (7.20) | nearer than held-out images? | `memorisation` | |
-# | (7.21) | the bound, from a few steps; (5.33) is the whole one | `bound_term`, `bits_per_dim` | DDPM Eq. 5 |
+# | (7.21) | the bound, from a few steps; (5.13) is the whole one | `bound_term`, `bits_per_dim` | DDPM Eq. 5 |
 # | (7.22) | a code that looks at each pixel by itself | | |
 # | (7.23) | training, counted in samples | | |
 #

@@ -470,7 +470,7 @@ check("8.3", dropped)
 # \tag{8.14}
 # $$
 #
-# On the right stands the step that (8.8) multiplies by $1+w$, squared. For a trained network the two sides are two measurements, and need not agree; how near they come shows how far it is two exact denoisers. (Of the digits we plot the means over the pixels, $\tfrac1{64}$ of either side.)
+# On the right stands the step that (8.8) multiplies by $1+w$, squared. For a trained network the two sides are two measurements. Exact denoisers make them agree; where they do not agree, the network is not two exact denoisers. (Of the digits we plot the means over the pixels, $\tfrac1{64}$ of either side.)
 
 # %%
 levels = (1, 20, 60, 100, 150, 200, 300, 400, 500, 600, 800, 1000)
@@ -524,7 +524,7 @@ fact("digits: loss saved by the label, and distance of the guesses, there", by_n
      digits=2, uncertainty=2e-5)
 
 # %% [markdown]
-# *When does the label matter?* Between the two ends of the chain: most at $t=150$ on the line, at $t=300$ for the digits. On the digits the two curves are one from $t=200$ on: there the network is two good denoisers. Below, its guesses differ by more than the label saves, and at $t=1$ the label does harm. These are errors of the network, and guidance multiplies them as it does the rest. Near the data $x_t$ tells its class itself, and near pure noise the label moves the best guess of the noise by next to nothing, because that guess is almost $x_t$ itself. (The hump says where the *guesses of the noise* differ. At large $t$ the small difference in $\hat\varepsilon$ is a large one in $\hat x_0$, (4.47).) Between the two, the label decides to which class a sample goes. Section 8.12 makes use of it.
+# *When does the label matter?* Between the two ends of the chain: most at $t=150$ on the line, at $t=300$ for the digits. On the digits the two curves are one from $t=200$ on, as two good denoisers would have it. Below, its guesses differ by more than the label saves, and at $t=1$ the label does harm. These are errors of the network, and guidance multiplies them as it does the rest. Near the data $x_t$ tells its class itself, and near pure noise the label moves the best guess of the noise by next to nothing, because that guess is almost $x_t$ itself. (The hump says where the *guesses of the noise* differ. At large $t$ the small difference in $\hat\varepsilon$ is a large one in $\hat x_0$, (4.47).) Between the two, the label decides to which class a sample goes. Section 8.12 makes use of it.
 #
 # **In the sampler** both guesses come from one call with a batch of twice the size, $x_t$ and $x_t$ again, with the labels $y$ and $\varnothing$. Guidance doubles the cost of a step.
 #
@@ -1087,7 +1087,7 @@ fact("guesses asked for in 25 steps: nowhere, in each third, everywhere",
 # \tag{8.26}
 # $$
 #
-# At $\zeta=1$ the spread is that of the conditional guess exactly. It is a repair, not a consequence of anything: (8.26) is the score of no density that we could name.
+# At $\zeta=1$ the spread is that of the conditional guess exactly. It is a repair, not a consequence of anything: the score that belongs to (8.26) is that of no density that we could name.
 
 # %%
 cloud = GaussianMixture([0.5, 0.5], 0.5 * draws(2, 16, seed=11),

@@ -416,7 +416,15 @@ check("9.2", old_noise)
 # \tag{9.13}
 # $$
 #
-# (Over the denominator $C_{ss}$, the terms $\sqrt{\bar\alpha_t}\,\bar\alpha_sV^2$ cancel.) The bracket vanishes only if $c_t^\sigma=\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)/(1-\bar\alpha_t)$, which by (9.10) is $\eta=1$. (The cell prints the covariance as a correlation: it is $-1$ at $\eta=0$.) **Among all members, the only Markov chain is DDPM.** That is why the DDIM paper speaks of *non-Markovian* forward processes. We shall never run one. The forward process has done its work when the pairs $(x_0,x_t)$ are right.
+# (Over the denominator $C_{ss}$, the terms $\sqrt{\bar\alpha_t}\,\bar\alpha_sV^2$ cancel.) The bracket vanishes only if $c_t^\sigma=\sqrt{\bar\alpha_{t\mid s}}\,(1-\bar\alpha_s)/(1-\bar\alpha_t)$, which by (9.10) is $\eta=1$. (The cell prints the covariance as a correlation: it is $-1$ at $\eta=0$.)
+#
+# And for other data? The left side of (9.12) does not know their law. Given $x_0$, the pair $(x_s,x_t)$ is jointly Gaussian with covariance $c_t^\sigma(1-\bar\alpha_t)I$, by (9.7); so by (T.19) its mean is
+#
+# $$
+# \mathbb E_\sigma[x_t\mid x_s,x_0]\;=\;\frac{c_t^\sigma(1-\bar\alpha_t)}{1-\bar\alpha_s}\;x_s+\frac{1}{1-\bar\alpha_s}\Big[\sqrt{\bar\alpha_t}\,(1-\bar\alpha_s)-\sqrt{\bar\alpha_s}\;c_t^\sigma\,(1-\bar\alpha_t)\Big]\,x_0 ,
+# $$
+#
+# with the same bracket, and its variance holds no $x_0$. So **among all members, the only Markov chain is DDPM**, whatever the data (unless they are a single point, which needs no telling). That is why the DDIM paper speaks of *non-Markovian* forward processes. We shall never run one. The forward process has done its work when the pairs $(x_0,x_t)$ are right.
 
 # %%
 s, t = 3, 4
@@ -430,6 +438,9 @@ for eta in (1.0, 0.7, 0.0):
         assert partial.abs() < 1e-12 and bracket.abs() < 1e-12
         continue
     claim("9.13", V / C[s, s] * bracket, partial, tol=1e-9, note=f"η = {eta}")
+    given = torch.linalg.solve(C[[s, 0]][:, [s, 0]], C[[s, 0], t])       # weights of x_s and of x_0
+    claim("9.12", [c * (1 - bars[t]) / (1 - bars[s]), bracket / (1 - bars[s])], given, tol=1e-9,
+          note="its mean, x_t on x_s and x_0")
     variances = [C[i, i] - C[i, s] ** 2 / C[s, s] for i in (t, 0)]
     fact(f"η = {eta}: correlation of x_4 and x_0, given x_3",
          partial / (variances[0] * variances[1]).sqrt(), digits=2)
@@ -454,7 +465,7 @@ claim("9.12", torch.trapezoid(product, places),
 # \tag{9.14}
 # $$
 #
-# Every sampler of this chapter is this line with some $\eta$ and some list of steps. For $\eta=1$ and $s=t-1$ it is algorithm 2 of chapter 7, in other words.
+# Every sampler of this chapter is this line with some $\eta$ and some list of steps. For $\eta=1$ and $s=t-1$ it is algorithm 2 of chapter 7 with $\sigma_t^2=\tilde\beta_t$, in other words.
 #
 # **The last step.** At $s=0$, $\bar\alpha_0=1$, so $\tilde\beta_{t\mid0}=0$ and $\sigma=0$, and the factor of $\hat\varepsilon$ is zero too: $x_0=\hat x_0$, from whatever $t$ the last step starts. Code that has no $\bar\alpha_0$ at hand and takes $\bar\alpha_1$ instead (an option in a widely used library) never takes that step, and leaves the noise of $x_1$ in the picture.
 #
@@ -545,7 +556,7 @@ check("9.3", "my_ddpm.ddim_step")
 # $$
 #
 # > **Pitfall: grids that are off.** *Leading* starts at $x_t$ with $t<T$, but feeds it pure noise: at $S=10$ the start is $t=901$. With $S$ that does not divide $T$ it loses the whole tail. *Stride for neighbour*: a widely used library takes $s=t-\lfloor T/S\rfloor$ whatever the list says, so that the state does not arrive where the network is asked next; right for leading grids, and for trailing ones if $S$ divides $T$; wrong otherwise.
-# > *Quadratic with $\sqrt{0.8\,T}$*: the grid of DDIM's own code for CIFAR-10 spaces the roots from 0 to $\sqrt{0.8\,T}$, so that it starts at $0.8\,T$, and lists the lowest step twice. The paper's numbers for CIFAR-10 need that grid. (Its numbering is from 0.)
+# > *Quadratic with $\sqrt{0.8\,T}$*: the grid of DDIM's own code for CIFAR-10 spaces the roots from 0 to $\sqrt{0.8\,T}$, so that it starts at $0.8\,T$, and with 50 steps it lists the lowest one twice. The paper's numbers for CIFAR-10 need that grid. (Its numbering is from 0.)
 #
 # The cell counts. (What a wrong neighbour costs, the end of the next section computes.)
 
@@ -672,7 +683,7 @@ fact("V = 0.06, log-SNR grid, 10 steps: η = 0, 0.5, 1 and σ̂",
 
 
 # %% [markdown]
-# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of 1.6 to 2.1 from $\eta=1$ to $\eta=0$ in the printed pairs; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
+# *Which $\eta$ is best, and how fast does the error fall?* Within the family, the less fresh noise the better, by a factor of 1.6 to 2.1 from $\eta=1$ to $\eta=0$ in the printed pairs; and the error falls like $1/S$. Note how $\hat\sigma$ behaves: for data of variance 1 it is *exact* at any number of steps, on a grid that goes down to $t=1$ (what is left, $5\cdot10^{-5}$, is that the last step, from $t=1$, returns the mean). No contradiction to (9.11): there $x_0$ was
 # known. Here it is guessed, the guess lacks variance, (4.29), and $\hat\sigma$ happens to put back just what is missing if $V=1$, (4.34). With $V=\tfrac14$ on this grid it still profits, from ten steps on. With narrow data and a grid that is denser near them, the last printed line, it is the worst of all.
 #
 # **What the wrong neighbours cost.** The same recursion with $s=t-\lfloor T/S\rfloor$ where the list says otherwise: the state then stands at one level while the next step believes it at another.
@@ -795,7 +806,7 @@ sigma hat is lowest, at 3.17.""")
 # **But $\eta=0$ is not the best here.** With the same network the full chain of $\eta=1$ reaches a mean of 0.27 over five draws (chapter 7; its interval goes from 0.17 to 0.36, and other real digits have 0.21), and DDIM stays near 0.4 *at any number of calls*. We had set out to be within 1.25 times the full chain with 20 calls of DDIM and 12 of 2M. Against the full chain of $\eta=0$, which solves the same equation, they are; against that of $\eta=1$ they miss, at 1.5 and 1.4, as printed below.
 # $\eta=0.5$ is at 0.22 after 20 calls, in the one draw that was made. In the paper, too, the lowest number of all belongs to a thousand noisy steps, 3.17 for $\hat\sigma$ against 4.04 (though $\eta=1$ has 4.73). A plausible reason, which we do not prove: a network errs, and a deterministic walk carries each error to the end, while fresh noise, followed by denoising, partly washes it out.
 #
-# **$\hat\sigma$ fails on some grids.** On our three it is no worse than $\eta=1$: with ten calls they are at 0.45 and 0.42 on the trailing grid, and both poor, near 1 or above, on the other two, as printed. The paper reports 367 at $S=10$. (9.11) says when to expect it: where a long step *ends at a low level* $s$, at which the little variance $1-\bar\alpha_s$ that belongs there is swamped by the excess. Leading and linspace grids contain such a step, to $s=1$. There the variance comes out a thousand times too large, and the network, told $t=1$, believes the rest to be picture. The last noisy step of a trailing grid ends at $s=100$: too large by a factor of 3, and the final step takes most of that away. The cell tries both, and $\eta=1$ beside them: on the leading grid $\hat\sigma$ is more than twice as far away. (With clipping and small pictures the damage stays far below the paper's.)
+# **$\hat\sigma$ fails on some grids.** On our three it is behind $\eta=1$ by no more than one draw differs from the next: with ten calls they are at 0.45 and 0.42 on the trailing grid, and both poor, near 1 or above, on the other two, as printed. The paper reports 367 at $S=10$. (9.11) says when to expect it: where a long step *ends at a low level* $s$, at which the little variance $1-\bar\alpha_s$ that belongs there is swamped by the excess. Leading and linspace grids contain such a step, to $s=1$. There the variance comes out a thousand times too large, and the network, told $t=1$, believes the rest to be picture. The last noisy step of a trailing grid ends at $s=100$: too large by a factor of 3, and the final step takes most of that away. The cell tries both, and $\eta=1$ beside them: on the leading grid $\hat\sigma$ is more than twice as far away. (With clipping and small pictures the damage stays far below the paper's.)
 
 # %%
 chain7 = measured("digits")["full_chain"]["posterior"]                # chapter 7: five draws, η = 1
@@ -1192,7 +1203,7 @@ check("9.7", "my_ddpm.ddim_sample")
 # | (9.15) | the bound of every member is a weighted sum of the $\ell_t$ | | DDIM, a theorem |
 # | (9.16), (9.17) | any sub-sequence; grids | `NoiseSchedule.steps` | DDIM |
 # | (9.18), (9.19) | the exact distance on Gaussian data | | |
-# | (9.20), (9.21) | the step in $u$ and $r$; inversion | `ddim_invert` | DDIM Eq. 14 |
+# | (9.20), (9.21) | the step in $u$ and $r$; inversion | `ddim_invert` | DDIM Eq. 13, and the same upwards |
 # | (9.23) | interpolation along the arc | `slerp` | |
 # | (9.24), (9.27) | the ODE, and that it carries the marginals | `solve` | DDIM Eq. 14; Song et al. 2020 |
 # | (9.29), (9.30) | second order | `solve(…, solver="heun")`, `"dpmpp-2m"` | Karras et al.; Lu et al. |

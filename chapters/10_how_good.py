@@ -1251,7 +1251,7 @@ print("loss at the start above 0.9, after 300 steps below 0.3:", start > 0.9, la
 print("on held-out digits the U-Net of the book is ahead:", bool(unet < own))
 
 # %% [markdown]
-# About a third of the U-Net's parameters, three hundred steps, and the loss comes down from above 0.9 to below 0.3; the U-Net, which was trained far longer, is ahead, and the cell claims no more than that. The paper's case is another one: with much data and much computation, quality followed computation closely, and the convolution's knowledge of neighbourhood was not missed. A price is known: each token looks at each, (6.35), so twice the side of the picture means sixteen times the work in attention. That is why transformers and latents came together.
+# About a third of the U-Net's parameters, three hundred steps, and the loss comes down from above 0.9 to below 0.3; the U-Net, which was trained far longer, is ahead, and the cell claims no more than that. The paper's case is another one: with much data and much computation, quality followed computation closely, and the convolution's knowledge of neighbourhood was not missed. A price is known: each token looks at each, so twice the side of the picture means sixteen times the work of comparing them, the second term of (6.35), and four times the rest. That is why transformers and latents came together.
 #
 # ## 10.15 Where the doors lead
 #

@@ -157,7 +157,7 @@ fact("beta of the jump from 1 to 4, and its beta tilde", [1 - ratio, back.varian
 # that no network can beat: $\varepsilon^*$, $v^*$, and $\sigma_*^2$ for the best variance. (Some local uses are
 # akin. A hat is also on an estimate, such as $\hat V$ or chapter 1's $\hat p_N$, and on an approximation, such as
 # chapter 8's classifier $\hat q$; and $\hat\sigma$ is the DDIM paper's name for the deviation $\sqrt{\beta_{t\mid s}}$, in chapter 9. A bar is
-# also on an average of draws, $\bar x$. A tilde is also on what is only tried, as in Heun's method, (T.40) and (9.29).)
+# also on an average of draws, $\bar x$. A tilde is also on what is only tried, as in Heun's method, (T.40) and (9.29), and on chapter 8's $\tilde y$ and $\tilde\pi_t$, in the table below.)
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -256,7 +256,7 @@ claim("N.3", -eps / noise, found.score, note="and the score")
 # | which steps are kept | `spacing`, a rule or a list | $\tau$ | `timestep_spacing`, `steps_offset` |
 # | the step to clean data | to $\bar\alpha_0=1$ | to $\alpha_0=1$ | `set_alpha_to_one=True` |
 # | clipping | `clip=(-1, 1)`, and $\hat\varepsilon$ derived again | not in the papers' equations | `clip_sample`; derived again only with `use_clipped_model_output=True` |
-# | inversion | `ddim_invert` | DDIM Eq. 14, upwards | `DDIMInverseScheduler` |
+# | inversion | `ddim_invert` | DDIM Eq. 13, upwards | `DDIMInverseScheduler` |
 # | offset of the cosine schedule | $\delta$, `offset` | $s$ in Improved DDPM | inside `"squaredcos_cap_v2"` |
 # | guidance | $w$ | $w$ | `guidance_scale` $= 1+w$ |
 # | no guidance | $w=0$ | $w=0$ | `guidance_scale` of $1$ or less switches it off |
@@ -323,7 +323,7 @@ fact("guided prediction for w = 1.5", theirs, digits=3)
 #
 # | From | by | follows | where |
 # |---|---|---|---|
-# | (1.5), the divergence | an average over draws in the place of one over the law; **draws independent, of one law** | (1.6), nearest in KL is most likely | [1.2](01_a_model_is_a_distribution.ipynb#1.2-Nearest,-by-likelihood) |
+# | (1.5), the divergence | its expectation split; $H(p)$ does not depend on $\theta$; and (1.1) for the expectation, **draws independent, of one law** | (1.6), nearest in KL is most likely | [1.2](01_a_model_is_a_distribution.ipynb#1.2-Nearest,-by-likelihood) |
 # | (1.6), with the law of the list for $p$ | an entropy of $N$ equal masses; **nothing restricts the model** | (1.18), memorising scores best | [1.4](01_a_model_is_a_distribution.ipynb#1.4-From-finitely-many-draws) |
 # | (2.2), one step | **Gaussian noise, independent of $x_{t-1}$**; an affine map, (T.8) | (2.3), the step as a density | [2.1](02_forward_process.ipynb#2.1-One-step) |
 # | (2.3) | the product rule; **Markov: $\varepsilon_t$ independent of all before it** | (2.4), the law of the path | [2.2](02_forward_process.ipynb#2.2-A-chain-of-steps) |

@@ -228,7 +228,7 @@ def solve(
     r_T is infinite, and Heun's first step is DDIM's too. The walk's `calls` counts the calls.
 
     Book: (9.20), (9.24), (9.29), (9.30).
-    Paper: DDIM Eq. 14, the ODE.
+    Paper: DDIM Eq. 13, the step of "ddim", and Eq. 14, the ODE.
     Source: Heun's method in r: Karras et al., arXiv 2206.00364; 2M: Lu et al., arXiv 2211.01095.
 
     Args:
@@ -276,7 +276,7 @@ def ddim_invert(
     called with x_0 at step 1; x_0 itself is the prediction there, and only ε̂ is taken.
 
     Book: (9.21).
-    Paper: DDIM Eq. 14, upwards.
+    Paper: DDIM Eq. 13, upwards.
 
     Args:
         x0: (B, …), the data; results have its device, and at least float32.
